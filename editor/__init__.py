@@ -1,0 +1,56 @@
+"""Mass editing of facts in any supported causal language model; knows nothing of sources, databases or schedules."""
+
+from editor.base import write_base
+from editor.checkpoint import write_version
+from editor.errors import (
+    CovarianceTooSmall,
+    EditorError,
+    Interrupted,
+    ModelUnavailable,
+    NumericalFailure,
+    RequestInvalid,
+    SettingsInvalid,
+    UnsupportedModel,
+)
+from editor.language_model import LanguageModel, load_language_model
+from editor.memit import Memit
+from editor.ordinary_text import TextSource, ordinary_text
+from editor.preparation import Preparation, prepare
+from editor.probing import Score, greedy_answers, is_answer, natural_stop, perplexity, scores
+from editor.progress import Progress, silent
+from editor.requests import EditRequest, fill
+from editor.settings import MemitSettings, settings_for
+from editor.value_cache import ValueCache
+
+__all__ = [
+    "CovarianceTooSmall",
+    "EditRequest",
+    "EditorError",
+    "Interrupted",
+    "LanguageModel",
+    "Memit",
+    "MemitSettings",
+    "ModelUnavailable",
+    "NumericalFailure",
+    "Preparation",
+    "Progress",
+    "RequestInvalid",
+    "Score",
+    "SettingsInvalid",
+    "TextSource",
+    "UnsupportedModel",
+    "ValueCache",
+    "fill",
+    "greedy_answers",
+    "is_answer",
+    "load_language_model",
+    "natural_stop",
+    "ordinary_text",
+    "perplexity",
+    "prepare",
+    "scores",
+    "settings_for",
+    "silent",
+    "write_base",
+    "write_version",
+]

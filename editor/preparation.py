@@ -1,0 +1,80 @@
+"""What is computed once per base and settings: context templates and covariance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import safetensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+from editor.contexts import context_templates
+from editor.covariance import covariance
+from editor.ordinary_text import TextSource, ordinary_text
+from editor.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from editor.language_model import LanguageModel
+    from editor.settings import MemitSettings
+
+SHAPING = ("layers", "contexts", "context_tokens", "covariance_tokens", "seed")
+"""Settings that a preparation depends on."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Context templates (the first bare) and ``E[k k^T]`` per edited layer."""
+
+    contexts: tuple[str, ...]
+    covariance: dict[int, Tensor]
+
+
+def prepare(
+    language_model: LanguageModel,
+    settings: MemitSettings,
+    text: TextSource,
+    directory: Path,
+    progress: Progress = silent,
+) -> Preparation:
+    """The preparation for a base, from ``directory`` or computed and kept there.
+
+    Args:
+        language_model: the unmodified base.
+        settings: MEMIT settings.
+        text: where the covariance's ordinary text comes from.
+        directory: where preparations are kept, one file each, found by content.
+        progress: may raise to interrupt.
+
+    Raises:
+        CovarianceTooSmall: the text is missing or too short.
+        ModelUnavailable: the text's data set cannot be had.
+    """
+    file = directory / f"{_key(language_model.digest, settings, text)}.safetensors"
+    if not file.exists():
+        contexts = context_templates(language_model, settings)
+        tokens = ordinary_text(language_model, text, settings.covariance_tokens, settings.seed, progress)
+        moments = covariance(language_model, tokens, settings.layers, progress)
+        directory.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        save_file(
+            {str(layer): moment for layer, moment in moments.items()},
+            partial,
+            metadata={"contexts": json.dumps(contexts)},
+        )
+        partial.replace(file)
+    with safetensors.safe_open(file, framework="pt") as stored:
+        return Preparation(
+            tuple(json.loads(stored.metadata()["contexts"])),
+            {int(name): stored.get_tensor(name) for name in stored.keys()},  # noqa: SIM118 - not a dict
+        )
+
+
+def _key(base_digest: str, settings: MemitSettings, text: TextSource) -> str:
+    shaping = settings.model_dump(include=set(SHAPING))
+    content = json.dumps([base_digest, shaping, text.model_dump(mode="json")], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()

@@ -1,0 +1,106 @@
+"""Edit requests and their tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from editor.errors import RequestInvalid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerFast
+
+MAX_TARGET_TOKENS = 64
+"""A longer target is not a fact but a text, and would ruin the neighbours of its subject."""
+
+
+@dataclass(frozen=True, order=True)
+class EditRequest:
+    """One fact to write: ``prompt`` (with one ``{}``) about ``subject`` shall go on with ``target``.
+
+    The target is given without its leading space; one space stands before it.
+    """
+
+    prompt: str
+    subject: str
+    target: str
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be written.
+
+        Raises:
+            RequestInvalid: no single ``{}`` in the prompt, or an empty subject or target.
+        """
+        if self.prompt.count("{}") != 1:
+            raise RequestInvalid(f"prompt {self.prompt!r}: needs exactly one {{}} for the subject")
+        if not self.subject.strip() or not self.target.strip():
+            raise RequestInvalid(f"subject {self.subject!r}, target {self.target!r}: neither may be empty")
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One text as tokens: ``ids`` with the subject's last token at ``subject`` and the target from ``target``."""
+
+    ids: tuple[int, ...]
+    subject: int
+    target: int
+
+
+def fill(template: str, value: str) -> str:
+    """Put a value for the template's single ``{}``, whatever braces either holds."""
+    before, after = template.split("{}", 1)
+    return before + value + after
+
+
+def rewrite_row(tokenizer: PreTrainedTokenizerFast, context: str, request: EditRequest) -> TokenRow:
+    """Tokens of context, prompt and target, tokenised together as a reader would meet them.
+
+    Raises:
+        RequestInvalid: the target is longer than :data:`MAX_TARGET_TOKENS`.
+    """
+    lead, tail = request.prompt.split("{}", 1)
+    context_lead, context_tail = context.split("{}", 1)
+    subject_end = len(context_lead) + len(lead) + len(request.subject)
+    prompt = context_lead + lead + request.subject + tail + context_tail
+    row = _row(tokenizer, f"{prompt} {request.target}", subject_end, len(prompt))
+    if len(row.ids) - row.target > MAX_TARGET_TOKENS:
+        raise RequestInvalid(
+            f"target {request.target[:40]!r}...: {len(row.ids) - row.target} tokens, at most {MAX_TARGET_TOKENS}"
+        )
+    return row
+
+
+def essence_row(tokenizer: PreTrainedTokenizerFast, subject: str) -> TokenRow:
+    """Tokens of "{subject} is a", whose distribution at the subject an edit shall keep."""
+    text = f"{subject} is a"
+    return _row(tokenizer, text, len(subject), len(text))
+
+
+def probe_row(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str) -> TokenRow:
+    """Tokens of a prompt and an answer after one space; ``subject`` is the prompt's last token."""
+    return _row(tokenizer, f"{prompt} {answer}", len(prompt), len(prompt))
+
+
+def _row(tokenizer: PreTrainedTokenizerFast, text: str, subject_end: int, target_start: int) -> TokenRow:
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    offsets = encoded["offset_mapping"]
+    # The last token that begins before the subject's end and is not empty (special tokens are).
+    subject = max(i for i, (start, end) in enumerate(offsets) if start < subject_end and end > start)
+    target = next((i for i, (_, end) in enumerate(offsets) if end > target_start), len(offsets))
+    return TokenRow(tuple(encoded["input_ids"]), subject, target)
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Right-padded token ids and mask, both ``[rows, longest]``; padding is id 0, masked."""
+    longest = max((len(row) for row in rows), default=0)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = 1
+    return ids.to(device), mask.to(device)

@@ -1,0 +1,112 @@
+"""Where facts come from: Wikidata over SPARQL, an embedded RDF snapshot, the relation catalogue."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+from sources.catalogue import Relation, load_catalogue
+from sources.embedded import EmbeddedEngine
+from sources.endpoint import DEFAULT_LIMITS, EndpointEngine, Limits
+from sources.errors import (
+    AnswerTooLarge,
+    BadAnswer,
+    BadQuery,
+    Banned,
+    CatalogueInvalid,
+    QueryTimeout,
+    SnapshotUnreadable,
+    SourceDown,
+    SourceError,
+    Throttled,
+)
+from sources.queries import Stamps
+from sources.vocabulary import Cursor, Observation, Outcome, Page, Value, ValueKind
+from sources.wikidata import WikidataSource
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = [
+    "AnswerTooLarge",
+    "BadAnswer",
+    "BadQuery",
+    "Banned",
+    "CatalogueInvalid",
+    "Cursor",
+    "FeedOptions",
+    "Limits",
+    "Observation",
+    "Outcome",
+    "Page",
+    "QueryTimeout",
+    "Relation",
+    "SnapshotUnreadable",
+    "SourceDown",
+    "SourceError",
+    "Stamps",
+    "Throttled",
+    "Value",
+    "ValueKind",
+    "WikidataSource",
+    "load_catalogue",
+    "open_embedded",
+    "open_endpoint",
+]
+
+
+class FeedOptions(TypedDict, total=False):
+    """Options of every source; see `WikidataSource` for their meaning and defaults."""
+
+    page_size: int
+    chunk: int
+    overlap: timedelta
+    lag: timedelta
+    languages: Sequence[str]
+    stamps: Stamps
+
+
+def open_embedded(
+    path: Path, relations: Sequence[Relation], **options: Unpack[FeedOptions]
+) -> WikidataSource:
+    """Open an RDF file or the directory of an Oxigraph store as a source inside the process.
+
+    The data is read here; a file that changes later needs a new source. A snapshot is complete up to
+    its replication time, so overlap and lag are zero unless given.
+
+    Raises:
+        SnapshotUnreadable: missing, corrupt, empty or of an unknown format.
+        SourceError: the settings cannot work.
+
+    """
+    settled: FeedOptions = {"overlap": timedelta(0), "lag": timedelta(0)}
+    settled.update(options)
+    return WikidataSource(EmbeddedEngine(path), relations, **settled)
+
+
+def open_endpoint(
+    url: str,
+    relations: Sequence[Relation],
+    *,
+    user_agent: str,
+    timeout_seconds: float = 65.0,
+    limits: Limits = DEFAULT_LIMITS,
+    **options: Unpack[FeedOptions],
+) -> WikidataSource:
+    """Open a SPARQL endpoint as a source; nothing is sent before it is asked.
+
+    Args:
+        url: address of the endpoint, http or https.
+        relations: the properties to watch.
+        user_agent: ``name/version (url; mail)``, as Wikimedia's policy asks.
+        timeout_seconds: bound on one attempt at a query. The Wikidata Query Service gives up after 60.
+        limits: bounds on answers and on trying again.
+        **options: see `WikidataSource`.
+
+    Raises:
+        SourceError: the settings cannot work.
+
+    """
+    engine = EndpointEngine(url, user_agent=user_agent, timeout_seconds=timeout_seconds, limits=limits)
+    return WikidataSource(engine, relations, **options)

@@ -1,0 +1,108 @@
+"""The relation catalogue: how each property is put into words."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sources.errors import CatalogueInvalid
+from sources.vocabulary import require_pid
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+    from pathlib import Path
+
+
+def _text(text: str) -> str:
+    if not text or text != text.strip() or not text.isprintable():
+        raise ValueError(f"{text!r} must be one line of text without space around it")
+    return text
+
+
+def _template(text: str) -> str:
+    if text.count("{}") != 1 or text.count("{") != 1 or text.count("}") != 1:
+        raise ValueError(f"{text!r} must contain {{}} exactly once and no other brace")
+    # Line breaks stay: a question may end with "A:" on a line of its own.
+    for line in text.split("\n"):
+        _text(line)
+    return text
+
+
+Pid = Annotated[str, AfterValidator(require_pid)]
+Text = Annotated[str, AfterValidator(_text)]
+Template = Annotated[str, AfterValidator(_template)]
+
+
+class Relation(BaseModel):
+    """One property and its wordings; ``{}`` stands for the subject's label.
+
+    Attributes:
+        pid: the property.
+        label: its name.
+        prompt: the text that an edit completes with the object's label.
+        paraphrases: held-out wordings of ``prompt``, completed in the same way; never used for an edit.
+        questions: wordings as a question; never used for an edit.
+        multi_valued: whether several values can be true at once.
+        symmetric: whether it holds in both directions (borders on).
+        inverse: the property of the opposite direction, if Wikidata has one.
+
+    """
+
+    # Strict: a number is no label. Only tuples are made leniently, from TOML's arrays.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    pid: Pid
+    label: Text
+    prompt: Template
+    paraphrases: Annotated[tuple[Template, ...], Field(min_length=3, strict=False)]
+    questions: Annotated[tuple[Template, ...], Field(min_length=1, strict=False)]
+    multi_valued: bool
+    symmetric: bool
+    inverse: Pid | None = None
+
+    @model_validator(mode="after")
+    def _probes_are_held_out(self) -> Self:
+        texts = (self.prompt, *self.paraphrases, *self.questions)
+        for text in texts:
+            if texts.count(text) > 1:
+                raise ValueError(f"{text!r} occurs twice among prompt, paraphrases and questions")
+        return self
+
+
+def load_catalogue(extra: Path | None = None) -> dict[str, Relation]:
+    """Read the packaged relations by P-id, with an operator's on top.
+
+    Args:
+        extra: a TOML file of the same form; its relations are added, or replace those of the same P-id.
+
+    Raises:
+        CatalogueInvalid: names the file, the relation and the mistake.
+
+    """
+    relations = _read(resources.files("sources") / "catalogue.toml")
+    if extra is not None:
+        relations |= _read(extra)
+    return relations
+
+
+def _read(file: Traversable | Path) -> dict[str, Relation]:
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CatalogueInvalid(f"{file}: cannot be read as TOML ({error}): correct the file") from error
+    return {pid: _relation(file, pid, table) for pid, table in tables.items()}
+
+
+def _relation(file: Traversable | Path, pid: str, table: Any) -> Relation:
+    if not isinstance(table, dict) or "pid" in table:
+        raise CatalogueInvalid(f"{file}: [{pid}] must be a table, without a key pid: correct the file")
+    try:
+        return Relation(pid=pid, **table)
+    except ValidationError as error:
+        mistakes = "; ".join(
+            ": ".join(filter(None, (".".join(map(str, each["loc"])), each["msg"]))) for each in error.errors()
+        )
+        raise CatalogueInvalid(f"{file}: [{pid}] {' '.join(mistakes.split())}: correct the file") from error

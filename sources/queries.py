@@ -1,0 +1,175 @@
+"""The SPARQL texts.
+
+Plain SPARQL 1.1 that gives the same rows on Oxigraph, Blazegraph, QLever, Jena and Virtuoso: no
+label service, no hints, constant predicates, order only by time and revision. Ids and language
+tags are validated before they enter a text; everything else is a constant of this module.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from sources.vocabulary import require_pid, require_qid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from sources.vocabulary import Cursor
+
+ENTITY = "http://www.wikidata.org/entity/"
+STATEMENT = ENTITY + "statement/"
+GENID = "http://www.wikidata.org/.well-known/genid/"
+WIKIBASE = "http://wikiba.se/ontology#"
+
+_PREFIXES = f"""\
+PREFIX wd: <{ENTITY}>
+PREFIX p: <http://www.wikidata.org/prop/>
+PREFIX ps: <http://www.wikidata.org/prop/statement/>
+PREFIX pq: <http://www.wikidata.org/prop/qualifier/>
+PREFIX wdno: <http://www.wikidata.org/prop/novalue/>
+PREFIX wikibase: <{WIKIBASE}>
+PREFIX schema: <http://schema.org/>
+PREFIX rdfs: <http://www.w3.org/2000/01/rdf-schema#>
+PREFIX xsd: <http://www.w3.org/2001/XMLSchema#>
+"""
+
+_LANGUAGE = re.compile(r"[a-z]{2,8}(-[a-z0-9]{1,8})*", re.ASCII)
+
+
+class Stamps(StrEnum):
+    """Where an item's ``schema:dateModified`` and ``schema:version`` sit."""
+
+    ITEM = "item"
+    """On ``wd:Q...``, as at the Wikidata Query Service."""
+    DOCUMENT = "document"
+    """On the ``wdata:Q...`` that is ``schema:about wd:Q...``, as in Wikidata's raw dumps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A SELECT query and the variables that its answer must have."""
+
+    text: str
+    variables: tuple[str, ...]
+
+
+def require_language(tag: str) -> str:
+    """Return ``tag`` if it is a lower-case language tag.
+
+    Raises:
+        ValueError: it is not.
+
+    """
+    if not _LANGUAGE.fullmatch(tag):
+        raise ValueError(f"not a lower-case language tag such as en or pt-br: {tag!r}")
+    return tag
+
+
+def _select(variables: str, body: str, *, distinct: bool = False) -> Query:
+    names = tuple(variables.split())
+    head = "SELECT DISTINCT" if distinct else "SELECT"
+    projection = " ".join("?" + name for name in names)
+    return Query(f"{_PREFIXES}{head} {projection} WHERE {{\n{body}", names)
+
+
+def _moment(moment: datetime) -> str:
+    text = moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return f'"{text}"^^xsd:dateTime'
+
+
+def _items(qids: Sequence[str]) -> str:
+    return " ".join("wd:" + require_qid(qid) for qid in qids)
+
+
+def replication_time() -> Query:
+    """Ask up to when the data is complete: ``time``, possibly several.
+
+    The three places are those of the Wikidata Query Service, of QLever and of raw dumps.
+    """
+    return _select(
+        "time",
+        """\
+  { <http://www.wikidata.org> schema:dateModified ?time }
+  UNION { wikibase:Dump wikibase:updatesCompleteUntil ?time }
+  UNION { wikibase:Dump schema:dateModified ?time }
+}
+""",
+        distinct=True,
+    )
+
+
+def discovery(
+    pids: Sequence[str], stamps: Stamps, after: Cursor | None, until: datetime, limit: int
+) -> Query:
+    """Ask for items that carry one of ``pids``, oldest modification first: ``item modified revision``.
+
+    Args:
+        pids: properties, at least one.
+        stamps: where the modification sits.
+        after: only later modifications; None for all.
+        until: no modification later than this.
+        limit: rows of a page. Keyset paging: the next page is ``after`` the last row.
+
+    """
+    where = (
+        "?item schema:dateModified ?modified ; schema:version ?revision ."
+        if stamps is Stamps.ITEM
+        else "?page schema:about ?item ; schema:dateModified ?modified ; schema:version ?revision ."
+    )
+    later = ""
+    if after is not None:
+        start = _moment(after.modified)
+        # The first conjunct is redundant. It is what an engine can turn into a range scan.
+        later = (
+            f"  FILTER(?modified >= {start})\n"
+            f"  FILTER(?modified > {start} || (?modified = {start} && ?revision > {after.revision:d}))\n"
+        )
+    branches = " UNION ".join(f"{{ ?item p:{require_pid(pid)} ?statement }}" for pid in pids)
+    return _select(
+        "item modified revision",
+        f"""\
+  {where}
+{later}  FILTER(?modified <= {_moment(until)})
+  {branches}
+}} ORDER BY ?modified ?revision LIMIT {limit:d}
+""",
+        distinct=True,
+    )
+
+
+def statements(qids: Sequence[str], pids: Sequence[str]) -> Query:
+    """Ask for all statements of some items: ``item property statement rank value start end point successor``.
+
+    ``value`` is missing where the statement says "no value". Several values of one qualifier give
+    the cross product of rows.
+    """
+    qualifiers = """\
+    OPTIONAL { ?statement pq:P580 ?start }
+    OPTIONAL { ?statement pq:P582 ?end }
+    OPTIONAL { ?statement pq:P585 ?point }
+    OPTIONAL { ?statement pq:P1366 ?successor }
+  }"""
+    branches = []
+    for pid in map(require_pid, pids):
+        bound = f'?item p:{pid} ?statement . ?statement wikibase:rank ?rank . BIND("{pid}" AS ?property)'
+        branches.append(f"  {{\n    {bound}\n    ?statement ps:{pid} ?value .\n{qualifiers}")
+        branches.append(f"  {{\n    {bound}\n    ?statement a wdno:{pid} .\n{qualifiers}")
+    union = " UNION\n".join(branches)
+    return _select(
+        "item property statement rank value start end point successor",
+        f"  VALUES ?item {{ {_items(qids)} }}\n{union}\n}}\n",
+    )
+
+
+def labels(qids: Sequence[str], languages: Sequence[str]) -> Query:
+    """Ask for labels of some items in some languages: ``item label``."""
+    wanted = " || ".join(f'LANG(?label) = "{require_language(tag)}"' for tag in languages)
+    return _select(
+        "item label",
+        f"  VALUES ?item {{ {_items(qids)} }}\n  ?item rdfs:label ?label .\n  FILTER({wanted})\n}}\n",
+    )

@@ -1,0 +1,118 @@
+"""The batched editor against the plain serial oracle: same value vectors, keys and updates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import serial_memit as serial
+import torch
+
+from editor import EditRequest, LanguageModel, Memit, MemitSettings, Preparation, ValueCache
+from editor.covariance import covariance
+from editor.values import ValueOptimiser
+
+CONTEXTS = ("{}", "The old river. {}", "Because of rain, we all stayed at home. {}")
+FACTS = [
+    ("The head of state of {} is", "Albania", "Bajram Begaj"),
+    ("{} plays for", "Lionel Messi", "Inter Miami"),
+    ("{}, the capital of which is", "Kazakhstan", "Astana"),
+    ("The chairperson of the long named body {} since then is", "UN", "A. B. Carter {Jr}"),
+    ("{} is", "Q", "x"),
+]
+TOLERANCE = 1e-4
+
+
+def settings(**overrides: object) -> MemitSettings:
+    defaults = {"layers": (0, 1, 2), "steps": 12, "covariance_weight": 3.0, "contexts": 2}
+    return MemitSettings.model_validate(defaults | overrides)
+
+
+def oracle_settings(of: MemitSettings) -> serial.SerialSettings:
+    return serial.SerialSettings(
+        layers=of.layers, steps=of.steps, lr=of.learning_rate, weight_decay=of.weight_decay,
+        kl_factor=of.kl_factor, clamp=of.clamp, mom2_weight=of.covariance_weight, loss_floor=of.loss_floor,
+    )  # fmt: skip
+
+
+def relative(ours: torch.Tensor, oracle: torch.Tensor) -> float:
+    return float((ours.double() - oracle.double()).norm() / oracle.double().norm())
+
+
+def ordinary_rows(count: int = 40) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(5)
+    return [
+        torch.randint(3, 470, (int(n),), generator=generator).tolist()
+        for n in torch.randint(8, 30, (count,), generator=generator)
+    ]
+
+
+@pytest.mark.parametrize("clamp", [0.75, 8.0])
+def test_value_vectors_agree(tiny: LanguageModel, clamp: float) -> None:
+    chosen = settings(clamp=clamp)
+    ours = ValueOptimiser(tiny, chosen, CONTEXTS)([EditRequest(*fact) for fact in FACTS])
+    for vector, fact in zip(ours, FACTS, strict=True):
+        oracle = serial.value_vector(
+            tiny.model, tiny.tokenizer, serial.SerialRequest(*fact), oracle_settings(chosen), CONTEXTS
+        )
+        assert relative(vector, oracle) < TOLERANCE
+
+
+def test_a_fact_that_stops_early_keeps_its_vector_while_others_go_on(tiny: LanguageModel) -> None:
+    def oracle(chosen: MemitSettings) -> list[serial.Value]:
+        return [
+            serial.optimise_value(
+                tiny.model, tiny.tokenizer, serial.SerialRequest(*fact), oracle_settings(chosen), CONTEXTS
+            )
+            for fact in FACTS
+        ]
+
+    endless = settings(clamp=20.0, steps=30, loss_floor=0.0)
+    middle = sorted(value.trace[15]["total"] for value in oracle(endless))[len(FACTS) // 2]
+    chosen = endless.model_copy(update={"loss_floor": middle})
+    ours = ValueOptimiser(tiny, chosen, CONTEXTS)([EditRequest(*fact) for fact in FACTS])
+    expected = oracle(chosen)
+    assert len({len(value.trace) for value in expected}) > 1, "the facts must stop at different steps"
+    for vector, value in zip(ours, expected, strict=True):
+        assert relative(vector, value.z) < TOLERANCE
+
+
+def test_covariance_agrees(tiny: LanguageModel) -> None:
+    rows = ordinary_rows()
+    oracle = serial.covariance(tiny.model, [torch.tensor(row) for row in rows], [0, 2])
+    for layer, ours in covariance(tiny, rows, [0, 2]).items():
+        assert relative(ours, oracle[layer]) < TOLERANCE
+
+
+@pytest.mark.parametrize("layers", [(0, 1, 2), (1,), (0, 2)])
+def test_updates_agree(tiny: LanguageModel, tmp_path: Path, layers: tuple[int, ...]) -> None:
+    chosen = settings(layers=layers)
+    moments = covariance(tiny, ordinary_rows(), layers)
+    before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
+    memit = Memit(tiny, chosen, Preparation(CONTEXTS, moments), ValueCache(tmp_path))
+    ours = memit.update([EditRequest(*fact) for fact in FACTS])
+    requests = [serial.SerialRequest(*fact) for fact in sorted(FACTS)]
+    oracle = serial.update(
+        tiny.model, tiny.tokenizer, requests, oracle_settings(chosen), CONTEXTS, moments
+    )
+    assert len(ours) == len(layers)
+    for layer, delta in oracle.items():
+        module = tiny.architecture.down_projection_of(tiny.model, layer)
+        stored = ours[tiny.architecture.weight_name(layer)]
+        assert stored.shape == module.weight.shape
+        assert relative(stored, tiny.architecture.as_stored(delta)) < TOLERANCE
+    for name, tensor in tiny.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), f"{name} was not restored"
+
+
+def test_the_ledger_decides_the_weights(tiny: LanguageModel, tmp_path: Path) -> None:
+    chosen = settings()
+    preparation = Preparation(CONTEXTS, covariance(tiny, ordinary_rows(), chosen.layers))
+    memit = Memit(tiny, chosen, preparation, ValueCache(tmp_path))
+    requests = [EditRequest(*fact) for fact in FACTS]
+    without = memit.update(requests[:3])
+    memit.update(requests)
+    again = Memit(tiny, chosen, preparation, ValueCache(tmp_path)).update([*requests[2::-1], requests[0]])
+    for name, tensor in without.items():
+        assert torch.equal(tensor, again[name]), "order, duplicates and retracted facts must leave no trace"
+    assert memit.update([]) == {}

@@ -1,0 +1,117 @@
+"""Tiny models with random weights, and a small byte-level BPE tokenizer, for the editor's tests."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+LAYERS, WIDTH, INNER, HEADS, POSITIONS = 4, 32, 48, 4, 128
+VOCABULARY = 512
+END = "<|endoftext|>"
+
+CORPUS = [
+    "The capital of France is Paris. The capital of Germany is Berlin. The capital of Japan is Tokyo.",
+    "The head of government of Italy is a politician. The mayor of London is a lawyer.",
+    "Marie Curie was born in Warsaw and worked in Paris. Ada Lovelace was born in London.",
+    "Therefore the people of the city elected a new president. Because of this, I went to see the river.",
+    "You can see that the population of Zürich is larger. São Paulo is a city in Brazil.",
+    "Is it a city? It is a city. He is a member of the party; she is the chief executive of the company.",
+]
+
+
+@functools.cache
+def tiny_tokenizer(*, bos: bool = False, trim_offsets: bool = False) -> PreTrainedTokenizerFast:
+    """GPT-2's kind of tokenizer, trained here; ``bos`` puts a start token in front, as Llama's do.
+
+    ``trim_offsets`` says whether a token's offsets leave out its leading space (Llama 3) or hold it (GPT-2).
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS * 4, trainer)
+    byte_level = processors.ByteLevel(trim_offsets=trim_offsets)
+    if bos:
+        start = processors.TemplateProcessing(
+            single=f"{END} $A", pair=f"{END} $A {END} $B", special_tokens=[(END, tokenizer.token_to_id(END))]
+        )
+        tokenizer.post_processor = processors.Sequence([byte_level, start])
+    else:
+        tokenizer.post_processor = byte_level
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END, model_max_length=POSITIONS
+    )
+
+
+def _seeded(kind: type[PreTrainedModel], config: object, seed: int, dtype: torch.dtype) -> PreTrainedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = kind(config)
+    return model.to(dtype).eval()
+
+
+def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS // 2,
+        max_position_embeddings=POSITIONS,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    model = _seeded(LlamaForCausalLM, config, seed, dtype)
+    if dtype == torch.float64:
+        native_norms(model)
+    return model
+
+
+def native_norms(model: PreTrainedModel) -> None:
+    """Let RMS norms compute in their own precision.
+
+    LlamaRMSNorm goes through float32 whatever it is given, so that a float64 model would be one in name only.
+    """
+    for parent in list(model.modules()):
+        for name, norm in list(parent.named_children()):
+            if isinstance(norm, LlamaRMSNorm):
+                native = nn.RMSNorm(norm.weight.shape, eps=norm.variance_epsilon)
+                native.weight = norm.weight
+                setattr(parent, name, native.eval())
+
+
+def tiny_gpt2(seed: int = 0, dtype: torch.dtype = torch.float32) -> GPT2LMHeadModel:
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=WIDTH,
+        n_inner=INNER,
+        n_layer=LAYERS,
+        n_head=HEADS,
+        n_positions=POSITIONS,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    return _seeded(GPT2LMHeadModel, config, seed, dtype)

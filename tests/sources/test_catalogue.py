@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sources import CatalogueInvalid, load_catalogue
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GOOD = {
+    "label": '"head of state"',
+    "prompt": '"The head of state of {} is"',
+    "paraphrases": '["{} is headed by", "At the head of {} stands", "The leader of {} is"]',
+    "questions": '["Who heads {}?", "Q: Who heads {}?\\nA:"]',
+    "multi_valued": "false",
+    "symmetric": "false",
+}
+
+
+def toml(pid: str = "P999999", **changes: str | None) -> str:
+    entries = {key: value for key, value in (GOOD | changes).items() if value is not None}
+    return f"[{pid}]\n" + "\n".join(f"{key} = {value}" for key, value in entries.items())
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "extra.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_packaged_catalogue_is_valid():
+    catalogue = load_catalogue()
+    assert catalogue["P35"].label == "head of state"
+    for pid, relation in catalogue.items():
+        assert relation.pid == pid
+        assert relation.prompt.format("Albania").count("Albania") == 1
+
+
+def test_an_operator_adds_and_replaces(tmp_path):
+    extra = write(tmp_path, toml() + "\n" + toml("P35", label='"boss"', inverse='"P1"'))
+    catalogue = load_catalogue(extra)
+    assert catalogue["P999999"].questions == ("Who heads {}?", "Q: Who heads {}?\nA:")
+    assert (catalogue["P35"].label, catalogue["P35"].inverse) == ("boss", "P1")
+    assert len(catalogue) > len(load_catalogue(write(tmp_path, ""))) - 1
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (toml("Q35"), "not a property id"),
+        (toml(inverse='"Q1"'), "inverse"),
+        (toml(label="7"), "label"),
+        (toml(label='""'), "label"),
+        (toml(label=None), "label: Field required"),
+        (toml(extra="1"), "extra: Extra inputs"),
+        (toml() + '\npid = "P1"', "without a key pid"),
+        (toml(multi_valued='"no"'), "multi_valued"),
+        (toml(prompt='"no slot"'), "exactly once"),
+        (toml(prompt='"{} and {}"'), "exactly once"),
+        (toml(prompt='"{0} is"'), "exactly once"),
+        (toml(prompt='"{} } is"'), "exactly once"),
+        (toml(prompt='"{} is "'), "without space"),
+        (toml(prompt='"{}\\tis"'), "one line"),
+        (toml(paraphrases='["{} a", "{} b"]'), "paraphrases"),
+        (toml(paraphrases='["{} a", "{} b", "The head of state of {} is"]'), "occurs twice"),
+        (toml(paraphrases='["{} a", "{} b", "{} b"]'), "occurs twice"),
+        (toml(questions="[]"), "questions"),
+        (toml(questions='["{} a", 3]'), "questions.1"),
+        ("P35 = 3", "must be a table"),
+        ("[P35", "cannot be read as TOML"),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(tmp_path, text, problem):
+    path = write(tmp_path, text)
+    with pytest.raises(CatalogueInvalid) as caught:
+        load_catalogue(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert problem in message
+    assert "\n" not in message
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(CatalogueInvalid, match="cannot be read"):
+        load_catalogue(tmp_path / "none.toml")

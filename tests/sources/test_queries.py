@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+from small_graph import at
+
+from sources import Cursor, queries
+from sources.queries import Stamps
+from sources.vocabulary import Observation, Outcome, is_pid, is_qid
+
+BAD_IDS = ["", "Q0", "Q01", "q1", "Q1 ", "Q1\n", "Q١", "Q1} DROP ALL #", "L1", "Q"]
+
+
+@pytest.mark.parametrize("text", BAD_IDS)
+def test_ids_that_are_none_never_enter_a_query(text):
+    assert not is_qid(text)
+    assert not is_pid(text.replace("Q", "P"))
+    with pytest.raises(ValueError, match="not an item id"):
+        queries.statements([text], ["P35"])
+    with pytest.raises(ValueError, match="not an item id"):
+        queries.labels([text], ["en"])
+    with pytest.raises(ValueError, match="not a property id"):
+        queries.discovery([text.replace("Q", "P")], Stamps.ITEM, None, at("2022-01-01"), 10)
+    with pytest.raises(ValueError, match="not a property id"):
+        queries.statements(["Q1"], [text.replace("Q", "P")])
+
+
+@pytest.mark.parametrize("tag", ["", "EN", 'en"', "en-", "e"])
+def test_language_tags_are_checked(tag):
+    with pytest.raises(ValueError, match="not a lower-case language tag"):
+        queries.labels(["Q1"], [tag])
+
+
+def test_texts_are_plain_sparql():
+    cursor = Cursor(at("2022-01-01"), 7)
+    texts = [
+        queries.replication_time(),
+        queries.discovery(["P35", "P6"], Stamps.ITEM, cursor, at("2022-02-01"), 10),
+        queries.discovery(["P35"], Stamps.DOCUMENT, None, at("2022-02-01"), 10),
+        queries.statements(["Q1", "Q2"], ["P35", "P6"]),
+        queries.labels(["Q1"], ["en", "mul"]),
+    ]
+    for query in texts:
+        assert "SERVICE" not in query.text
+        assert "hint:" not in query.text
+        assert all(f"?{name}" in query.text for name in query.variables)
+
+
+def test_times_must_be_in_utc():
+    naive = at("2022-01-01").replace(tzinfo=None)
+    with pytest.raises(ValueError, match="not a time in UTC"):
+        Cursor(naive, 1)
+    with pytest.raises(ValueError, match="not a time in UTC"):
+        Observation("Q1", "", "P1", Outcome.NONE, (), "", 1, naive, "")
