@@ -18,7 +18,7 @@ from editor.ordinary_text import TextSource, ordinary_text
 from editor.preparation import Preparation, prepare
 from editor.probing import Score, greedy_answers, is_answer, natural_stop, perplexity, scores
 from editor.progress import Progress, silent
-from editor.requests import EditRequest, fill
+from editor.requests import EditRequest, check_request, fill
 from editor.settings import MemitSettings, settings_for
 from editor.value_cache import ValueCache
 
@@ -40,6 +40,7 @@ __all__ = [
     "TextSource",
     "UnsupportedModel",
     "ValueCache",
+    "check_request",
     "fill",
     "greedy_answers",
     "is_answer",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from editor.errors import CovarianceTooSmall, ModelUnavailable
 from editor.language_model import quiet_transformers
 from editor.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from editor.language_model import LanguageModel
 
@@ -89,7 +91,10 @@ def sampled_text(
         # The openers come round again with another seed, so no text repeats.
         texts_before = len(texts)
         openers = [OPENERS[(texts_before + i) % len(OPENERS)] for i in range(SAMPLE_BATCH)]
-        batch = sample(language_model, openers, WINDOW, seed=seed + texts_before)
+        def each_token(written: int, before: int = done) -> None:
+            progress("ordinary text", min(before + written * SAMPLE_BATCH, tokens), tokens)
+
+        batch = sample(language_model, openers, WINDOW, seed=seed + texts_before, each_token=each_token)
         for text in batch:
             texts.append(text)
             done += len(text)
@@ -97,7 +102,26 @@ def sampled_text(
     return texts
 
 
-def sample(language_model: LanguageModel, openers: Sequence[str], new_tokens: int, seed: int) -> list[list[int]]:
+class _EachToken(StoppingCriteria):  # type: ignore[misc]
+    """Stops nothing; calls back after each token, so that the caller may interrupt."""
+
+    def __init__(self, callback: Callable[[int], None]) -> None:
+        self._callback = callback
+        self._written = 0
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self._written += 1
+        self._callback(self._written)
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+def sample(
+    language_model: LanguageModel,
+    openers: Sequence[str],
+    new_tokens: int,
+    seed: int,
+    each_token: Callable[[int], None] = lambda _written: None,
+) -> list[list[int]]:
     """Continuations sampled at temperature 1, opener included, cut at the end-of-text token."""
     tokenizer = language_model.tokenizer
     rows = [tokenizer(opener)["input_ids"] for opener in openers]
@@ -111,6 +135,7 @@ def sample(language_model: LanguageModel, openers: Sequence[str], new_tokens: in
         out = language_model.model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=True, temperature=1.0,
             top_k=0, top_p=1.0, pad_token_id=fill,
+            stopping_criteria=StoppingCriteriaList([_EachToken(each_token)]),
         )  # fmt: skip
     texts = []
     for row, start in zip(out.tolist(), (width - len(row) for row in rows), strict=True):

@@ -36,11 +36,18 @@ class Score:
 
     Attributes:
         log_probability: of the whole answer, in nats.
+        tokens: of the answer.
         greedy: whether greedy decoding gives exactly this answer and then stops naturally.
     """
 
     log_probability: float
+    tokens: int
     greedy: bool
+
+    @property
+    def mean_probability(self) -> float:
+        """Geometric mean probability per token, 0 to 1."""
+        return math.exp(self.log_probability / self.tokens)
 
 
 def is_answer(text: str, label: str) -> bool:
@@ -95,7 +102,7 @@ def _score(language_model: LanguageModel, rows: Sequence[TokenRow]) -> list[Scor
         exact = bool((token_best == wanted[start : start + n]).all())
         following = language_model.tokenizer.decode([int(best[start + n])]) if exact else ""
         result.append(
-            Score(float(token_scores.sum()), exact and CONTINUES_LABEL.match(following) is None)
+            Score(float(token_scores.sum()), n, exact and CONTINUES_LABEL.match(following) is None)
         )
         start += n + 1
     return result

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerFast
 
+    from editor.language_model import LanguageModel
+
 MAX_TARGET_TOKENS = 64
 """A longer target is not a fact but a text, and would ruin the neighbours of its subject."""
 
@@ -73,6 +75,15 @@ def rewrite_row(tokenizer: PreTrainedTokenizerFast, context: str, request: EditR
             f"target {request.target[:40]!r}...: {len(row.ids) - row.target} tokens, at most {MAX_TARGET_TOKENS}"
         )
     return row
+
+
+def check_request(language_model: LanguageModel, request: EditRequest) -> None:
+    """Refuse a request that the model's tokenizer makes unwritable.
+
+    Raises:
+        RequestInvalid: the target is too long.
+    """
+    rewrite_row(language_model.tokenizer, "{}", request)
 
 
 def essence_row(tokenizer: PreTrainedTokenizerFast, subject: str) -> TokenRow:

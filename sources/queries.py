@@ -148,21 +148,25 @@ def statements(qids: Sequence[str], pids: Sequence[str]) -> Query:
     ``value`` is missing where the statement says "no value". Several values of one qualifier give
     the cross product of rows.
     """
-    qualifiers = """\
-    OPTIONAL { ?statement pq:P580 ?start }
-    OPTIONAL { ?statement pq:P582 ?end }
-    OPTIONAL { ?statement pq:P585 ?point }
-    OPTIONAL { ?statement pq:P1366 ?successor }
-  }"""
     branches = []
     for pid in map(require_pid, pids):
-        bound = f'?item p:{pid} ?statement . ?statement wikibase:rank ?rank . BIND("{pid}" AS ?property)'
-        branches.append(f"  {{\n    {bound}\n    ?statement ps:{pid} ?value .\n{qualifiers}")
-        branches.append(f"  {{\n    {bound}\n    ?statement a wdno:{pid} .\n{qualifiers}")
-    union = " UNION\n".join(branches)
+        claim, name = f"?item p:{pid} ?statement .", f'BIND("{pid}" AS ?property)'
+        branches.append(f"  {{ {claim} ?statement ps:{pid} ?value . {name} }}")
+        branches.append(f"  {{ {claim} ?statement a wdno:{pid} . {name} }}")
+    union = "\n  UNION\n".join(branches)
+    # Rank and qualifiers once, behind the union: within the branches Oxigraph takes ten times as long.
     return _select(
         "item property statement rank value start end point successor",
-        f"  VALUES ?item {{ {_items(qids)} }}\n{union}\n}}\n",
+        f"""\
+  VALUES ?item {{ {_items(qids)} }}
+{union}
+  ?statement wikibase:rank ?rank .
+  OPTIONAL {{ ?statement pq:P580 ?start }}
+  OPTIONAL {{ ?statement pq:P582 ?end }}
+  OPTIONAL {{ ?statement pq:P585 ?point }}
+  OPTIONAL {{ ?statement pq:P1366 ?successor }}
+}}
+""",
     )
 
 

@@ -137,7 +137,13 @@ class WikidataSource:
         while True:
             found = self._discover(after, until)
             if found:
-                after = found[-1][1]
+                last = found[-1][1]
+                if after is not None and last <= after:
+                    raise BadAnswer(
+                        f"{self.name} repeats modifications up to {last.modified:%Y-%m-%dT%H:%M:%SZ}: "
+                        "it does not honour the order of the query, use another engine"
+                    )
+                after = last
                 reached = max(reached or after, after)
                 yield self._page(found, reached, replicated)
             if len(found) < self._page_size:

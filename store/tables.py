@@ -66,6 +66,7 @@ class ChangeState(StrEnum):
     PENDING = "pending"  # seen, waiting for a batch
     HELD = "held"  # the model already holds the new value: nothing to write
     BATCHED = "batched"  # part of the candidate in work
+    WITHDRAWN = "withdrawn"  # the fact ended, and its edit left the ledger
     LIVE = "live"  # written in the promoted version
     SUPERSEDED = "superseded"  # a later change of the same slot replaced it
     QUARANTINED = "quarantined"  # kept out, see the quarantine table

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -32,7 +35,8 @@ from sources.engine import LANG_STRING, XSD, XSD_STRING, Term, TermKind
 from sources.queries import Query
 
 AGENT = "factsyncd-tests/0 (https://factsyncd.example; tests@factsyncd.example)"
-QUERY = Query("SELECT ?x WHERE { ?x ?y ?z } # LOAD é", ("x",))
+# With a comment that SPARQLWrapper, left to itself, takes for an update.
+QUERY = Query("PREFIX é: <http://a/> # LOAD x\nSELECT ?x WHERE { ?x ?y ?z }", ("x",))
 JSON_TYPE = "application/sparql-results+json"
 ONE_ROW = {"head": {"vars": ["x"]}, "results": {"bindings": [{"x": {"type": "uri", "value": "http://a"}}]}}
 WDQS_TIMEOUT = (
@@ -250,9 +254,21 @@ def test_too_many_bytes_or_rows(httpserver, engine):
         engine(max_rows=1).select(QUERY)
 
 
+def read_request(connection):
+    """Take the whole request: closing with part of it unread would reset the connection."""
+    length = 0
+    with connection.makefile("rb") as stream:
+        while (line := stream.readline()).strip():
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
+        stream.read(length)
+
+
 @contextlib.contextmanager
-def raw_server(talk):
+def raw_server(talk, tls=None):
     """Call ``talk(connection)`` for every connection, in threads; yields the address."""
+    scheme = "http" if tls is None else "https"
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threads = []
 
@@ -266,13 +282,16 @@ def raw_server(talk):
                 threads[-1].start()
 
         def handle(connection):
-            with connection, contextlib.suppress(OSError):
-                connection.recv(65536)
+            with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+                stack.enter_context(connection)
+                if tls is not None:
+                    connection = stack.enter_context(tls.wrap_socket(connection, server_side=True))
+                read_request(connection)
                 talk(connection)
 
         acceptor = threading.Thread(target=serve, daemon=True)
         acceptor.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/sparql"
+        yield f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/sparql"
         listener.shutdown(socket.SHUT_RDWR)
     for thread in (acceptor, *threads):
         thread.join(10)
@@ -349,6 +368,50 @@ def test_nobody_listens(engine):
 def test_a_plain_server_behind_https(httpserver, engine):
     with pytest.raises(SourceDown, match="SSL"):
         engine(httpserver.url_for("/sparql").replace("http:", "https:")).select(QUERY)
+
+
+@pytest.fixture
+def tls(tmp_path, monkeypatch):
+    """A server-side TLS context for 127.0.0.1 whose certificate this process trusts."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs the openssl command to make a certificate")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = (
+        f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -keyout {key} -out {certificate}"
+    )
+    subprocess.run(
+        [openssl, *command.split(), "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True
+    )
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+def test_https(engine, tls):
+    body = json.dumps(ONE_ROW).encode()
+
+    def talk(connection):
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+    with raw_server(talk, tls) as url:
+        assert len(engine(url).select(QUERY)) == 1
+
+
+def test_the_deadline_holds_under_tls(engine, tls):
+    def talk(connection):
+        connection.sendall(HEAD + b"\r\n")
+        drip(connection, b" ")
+
+    with raw_server(talk, tls) as url, pytest.raises(QueryTimeout):
+        engine(url, timeout_seconds=0.5).select(QUERY)
+
+
+def test_a_certificate_that_nobody_vouches_for(engine, tls, monkeypatch):
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with raw_server(lambda _: None, tls) as url, pytest.raises(SourceDown, match="CERTIFICATE_VERIFY_FAILED"):
+        engine(url).select(QUERY)
 
 
 @pytest.mark.parametrize(

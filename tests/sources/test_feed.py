@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -230,6 +231,26 @@ def test_a_stamp_of_the_wrong_shape(opened):
     )
     with pytest.raises(BadAnswer, match="check where dateModified and version sit"):
         list(opened(graph).pages(None))
+
+
+class Stuck:
+    """An engine that ignores where a page should start."""
+
+    name = "stuck"
+
+    def __init__(self, engine):
+        self.engine = engine
+
+    def select(self, query):
+        lines = [line for line in query.text.splitlines() if "FILTER(?modified >" not in line]
+        return self.engine.select(replace(query, text="\n".join(lines)))
+
+
+def test_an_engine_that_repeats_itself_is_not_asked_for_ever(many_engine):
+    pages = WikidataSource(Stuck(many_engine), P35, page_size=5, chunk=5).pages(None)
+    next(pages)
+    with pytest.raises(BadAnswer, match="does not honour the order"):
+        next(pages)
 
 
 class Reluctant:

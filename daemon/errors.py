@@ -1,0 +1,31 @@
+"""What can go wrong in the daemon itself.
+
+DaemonError
+├── ConfigInvalid     the configuration cannot be used
+├── NameTaken         ``daemon`` resolves to another distribution
+├── NothingPromoted   the command needs a state that has run once
+└── NotPossible       the request does not fit the present state
+
+Errors of the rooms (``SourceError``, ``EditorError``, ``StoreError``) pass through; every message is one line and
+says what to do next.
+"""
+
+
+class DaemonError(Exception):
+    """Base of the daemon's own errors."""
+
+
+class ConfigInvalid(DaemonError):
+    """The configuration cannot be used."""
+
+
+class NameTaken(DaemonError):
+    """Another distribution owns the package name."""
+
+
+class NothingPromoted(DaemonError):
+    """No version exists yet."""
+
+
+class NotPossible(DaemonError):
+    """The request does not fit the present state."""

@@ -1,0 +1,180 @@
+"""What the phases work with: settings, database, artifacts, source and models, opened when first needed."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+import structlog
+import torch
+
+from daemon.errors import ConfigInvalid
+from daemon.metrics import Metrics
+from editor import (
+    Interrupted,
+    LanguageModel,
+    Memit,
+    MemitSettings,
+    Preparation,
+    ValueCache,
+    load_language_model,
+    prepare,
+    settings_for,
+    silent,
+)
+from sources import Relation, WikidataSource, load_catalogue, open_embedded, open_endpoint
+from store import ArtifactStore, Database, StateUnwritable, open_database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from daemon.config import Settings
+    from editor import Progress
+    from store.tables import Version
+
+BASE_VERSION = 0
+
+
+class Runtime:
+    """One process's view of the configured parts.
+
+    Args:
+        settings: the configuration.
+        progress: told about long work; may raise ``editor.Interrupted`` to stop it.
+    """
+
+    def __init__(self, settings: Settings, progress: Progress = silent) -> None:
+        self.settings = settings
+        self.progress = progress
+        self.metrics = Metrics(metadata.version("factsyncd"))
+        self.log = structlog.get_logger("factsyncd")
+        self._loaded: dict[int, LanguageModel] = {}
+
+    @cached_property
+    def database(self) -> Database:
+        """The configured database."""
+        return open_database(self.settings.database_location)
+
+    @cached_property
+    def artifacts(self) -> ArtifactStore:
+        """Version directories."""
+        return ArtifactStore(self.settings.state.directory / "versions")
+
+    @cached_property
+    def relations(self) -> dict[str, Relation]:
+        """The watched relations by P-id.
+
+        Raises:
+            ConfigInvalid: a configured property is not in the catalogue.
+        """
+        catalogue = load_catalogue(self.settings.source.catalogue)
+        chosen = self.settings.source.properties or tuple(catalogue)
+        unknown = [pid for pid in chosen if pid not in catalogue]
+        if unknown:
+            raise ConfigInvalid(
+                f"source.properties: {unknown[0]} is not in the relation catalogue: add it to source.catalogue"
+            )
+        return {pid: catalogue[pid] for pid in chosen}
+
+    def open_source(self) -> WikidataSource:
+        """The configured source, read afresh (an embedded snapshot may have been replaced)."""
+        wanted = self.settings.source
+        relations = list(self.relations.values())
+        if wanted.kind == "embedded":
+            assert wanted.path is not None  # the configuration was checked
+            return open_embedded(
+                wanted.path, relations, page_size=wanted.page_size, languages=wanted.languages
+            )
+        assert wanted.url is not None
+        assert wanted.user_agent is not None
+        return open_endpoint(
+            wanted.url,
+            relations,
+            user_agent=wanted.user_agent,
+            timeout_seconds=wanted.timeout_seconds,
+            page_size=wanted.page_size,
+            languages=wanted.languages,
+        )
+
+    @property
+    def source_name(self) -> str:
+        """The key of the source's cursor: stable over a replaced snapshot."""
+        wanted = self.settings.source
+        return f"{wanted.kind}:{wanted.path if wanted.kind == 'embedded' else wanted.url}"
+
+    def model(self, version: Version) -> LanguageModel:
+        """The version's model, verified against its manifest and loaded; the base stays loaded beside one other.
+
+        Raises:
+            ArtifactCorrupt: the files do not match the recorded digest.
+            ModelUnavailable: they cannot be loaded.
+        """
+        if version.id not in self._loaded:
+            for other in [known for known in self._loaded if known != BASE_VERSION]:
+                del self._loaded[other]
+            if self.settings.model.threads is not None:
+                torch.set_num_threads(self.settings.model.threads)
+            self.artifacts.verify(version.id, version.digest)
+            self.log.info("loading model", version=version.id)
+            self._loaded[version.id] = load_language_model(
+                self.artifacts.path(version.id),
+                device=self.settings.model.device,
+                digest=version.digest,
+            )
+        return self._loaded[version.id]
+
+    def forget_models(self) -> None:
+        """Free the memory of all loaded models."""
+        self._loaded.clear()
+
+    def memit_settings(self, base: LanguageModel) -> MemitSettings:
+        """The base's preset with the configured overrides."""
+        return settings_for(base.model.config, self.settings.edit.overrides())
+
+    def settings_digest(self, base: LanguageModel) -> str:
+        """Digest of everything configured that shapes the weights."""
+        edit = self.settings.edit
+        content = [self.memit_settings(base).digest(), edit.terminator, edit.text.model_dump_json()]
+        return hashlib.sha256("\n".join(content).encode()).hexdigest()
+
+    def preparation(self, base: LanguageModel) -> Preparation:
+        """Contexts and covariance of the base, computed once."""
+        return prepare(
+            base,
+            self.memit_settings(base),
+            self.settings.edit.text,
+            self.settings.state.directory / "cache" / "preparation",
+            self.progress,
+        )
+
+    def memit(self, base: LanguageModel) -> Memit:
+        """The editor over the base, with its cache of value vectors."""
+        cache = ValueCache(self.settings.state.directory / "cache" / "values")
+        return Memit(base, self.memit_settings(base), self.preparation(base), cache)
+
+    def make_state_directory(self) -> None:
+        """Create the state directory.
+
+        Raises:
+            StateUnwritable: it cannot be created.
+        """
+        directory = self.settings.state.directory
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateUnwritable(
+                f"cannot create the state directory {directory} ({error.strerror}): "
+                "set [state] directory to a writable place"
+            ) from error
+
+
+def stoppable(progress: Progress, should_stop: Callable[[], bool]) -> Progress:
+    """A progress callback that interrupts the work once ``should_stop`` says so."""
+    def report(stage: str, done: int, total: int) -> None:
+        progress(stage, done, total)
+        if should_stop():
+            raise Interrupted(f"stopped during {stage}")
+
+    return report

@@ -1,0 +1,141 @@
+"""How answers look to a person: each function takes the same data that ``--json`` prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from daemon.terminal import print_line, print_table
+
+if TYPE_CHECKING:
+    from store.tables import Cycle
+
+Row = dict[str, Any]
+
+
+def show_cycle(cycle: Cycle) -> None:
+    """How a cycle ended."""
+    outcome = cycle.outcome.value if cycle.outcome is not None else f"stopped before {cycle.phase.value}"
+    print_line(f"cycle {cycle.id}: {outcome}" + (f" ({cycle.detail})" if cycle.detail else ""))
+
+
+def show_status(status: Row) -> None:
+    """The overview."""
+    cycle = status["last_cycle"]
+    changes = ", ".join(f"{count} {state}" for state, count in sorted(status["changes"].items())) or "none"
+    rows = [
+        ("promoted version", _version(status["promoted"])),
+        ("held candidate", _version(status["held_candidate"])),
+        ("live edits", status["live_edits"]),
+        ("facts recorded", status["facts"]),
+        ("changes", changes),
+        ("quarantined", status["quarantined"]),
+        ("last cycle", "none" if cycle is None else f"{cycle['outcome'] or 'at ' + cycle['phase']}: {cycle['detail']}"),
+        *((f"read up to ({cursor['source']})", cursor["modified_at"]) for cursor in status["sources"]),
+        ("scheduled cycles", "paused" if status["paused"] else "on"),
+        ("publications waiting", status["publications_pending"]),
+    ]
+    print_table("factsyncd", ("", ""), rows)
+
+
+def show_versions(versions: list[Row]) -> None:
+    """One line per version."""
+    print_table(
+        "versions",
+        ("version", "state", "edits", "decided", *MEASURES, "why"),
+        (
+            (
+                _version(version["id"]), version["state"], version["edits"], _time(version["decided_at"]),
+                *(_measured(version["gate"], measure) for measure in MEASURES), version["reason"],
+            )
+            for version in versions
+        ),
+    )  # fmt: skip
+
+
+MEASURES = ("efficacy", "paraphrase", "neighbourhood", "control", "perplexity")
+
+
+def show_facts(facts: list[Row]) -> None:
+    """One line per fact."""
+    print_table(
+        f"{len(facts)} facts",
+        ("item", "subject", "property", "value", "state", "revision"),
+        (
+            (
+                fact["qid"], fact["subject_label"], fact["pid"], _labels(fact["values"]) or fact["outcome"],
+                fact["state"], fact["revision"],
+            )
+            for fact in facts
+        ),
+    )  # fmt: skip
+
+
+def show_why(stories: list[Row]) -> None:
+    """The story of each fact, oldest first."""
+    for story in stories:
+        fact = story["fact"]
+        print_line(f"{fact['subject_label']} ({fact['qid']}) {fact['pid']}: {_labels(fact['values']) or fact['outcome']}")
+        print_line(f"  source    revision {fact['revision']} of {_time(fact['modified_at'])}, {fact['reason']}")
+        print_line(f"            statement {fact['statement'] or 'none'}, recorded {_time(fact['recorded_at'])}")
+        for change in story["changes"]:
+            before, after = _labels(change["old_values"]) or "nothing", _labels(change["new_values"]) or "nothing"
+            print_line(f"  change    {before} -> {after}, revision {change['revision']}: {change['state']}")
+        for belief in story["beliefs"]:
+            print_line(
+                f"  belief    {_version(belief['version_id'])} {belief['belief']} {belief['expected']!r}: "
+                f"says {belief['answer']!r}, log-probability {belief['logprob_expected']:.2f}"
+            )
+        for edit in story["edits"]:
+            where = ", ".join(_version(number) for number in edit["live_in_versions"]) or "no version"
+            print_line(f"  edit      {edit['prompt'].replace('{}', edit['subject'])} {edit['target']}: live in {where}")
+        for probe in story["probes"]:
+            mark = "passed" if probe["correct"] else f"failed, said {probe['answer']!r}"
+            print_line(f"  probe     {_version(probe['version_id'])} {probe['kind']}: {probe['prompt']!r} {mark}")
+        for kept in story["quarantine"]:
+            state = "released" if kept["released_at"] else "kept out"
+            print_line(f"  quarantine {state}: {kept['reason']}")
+
+
+def show_answers(answers: list[Row]) -> None:
+    """What each version said."""
+    print_table(
+        "answers",
+        ("version", "state", "answer"),
+        ((_version(a["version"]), a["state"], a["answer"]) for a in answers),
+    )
+
+
+def show_quarantine(rows: list[Row]) -> None:
+    """What is kept out."""
+    print_table(
+        f"{len(rows)} in quarantine",
+        ("item", "subject", "property", "value", "since", "reason"),
+        (
+            (
+                row["qid"], row["subject"], row["pid"], _labels(row["new_values"]), _time(row["created_at"]),
+                row["reason"],
+            )
+            for row in rows
+        ),
+    )  # fmt: skip
+
+
+def _version(number: int | None) -> str:
+    return "none" if number is None else f"v{number}"
+
+
+def _labels(values: list[Row]) -> str:
+    return ", ".join(value["label"] for value in values)
+
+
+def _time(moment: str | None) -> str:
+    """An ISO time to the minute."""
+    return "" if moment is None else moment[:16].replace("T", " ")
+
+
+def _measured(gate: list[Row], measure: str) -> str:
+    """The candidate's figure, as share or perplexity."""
+    figures = [row["candidate"] for row in gate if row["measure"] == measure and row["candidate"] is not None]
+    if not figures:
+        return ""
+    return f"{figures[0]:.2f}" if measure == "perplexity" else f"{figures[0]:.1%}"
