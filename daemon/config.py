@@ -99,6 +99,7 @@ class EditSection(Section):
     clamp: float | None = None
     loss_floor: float | None = None
     covariance_weight: float | None = None
+    suffix_weight: float | None = None
     contexts: int | None = None
     context_tokens: int | None = None
     covariance_tokens: int | None = None
@@ -124,7 +125,8 @@ class GateSection(Section):
     neighbours_per_fact: int = Field(3, ge=1)
     neighbourhood_probes: int = Field(200, ge=1)
     control_probes: int = Field(200, ge=1)
-    text: TextSource = TextSource()
+    text: Path | None = None
+    """A text file for perplexity; by default text of the covariance's source that is not in the covariance."""
     text_tokens: int = Field(4000, ge=100)
 
 
@@ -265,6 +267,6 @@ def _anchored(settings: Settings, directory: Path) -> Settings:
                 update={"path": anchor(settings.source.path), "catalogue": anchor(settings.source.catalogue)}
             ),
             "edit": settings.edit.model_copy(update={"text": text(settings.edit.text)}),
-            "gate": settings.gate.model_copy(update={"text": text(settings.gate.text)}),
+            "gate": settings.gate.model_copy(update={"text": anchor(settings.gate.text)}),
         }
     )

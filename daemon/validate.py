@@ -9,7 +9,7 @@ from sqlmodel import col, delete
 from daemon.gate import Comparison, Measurement, compare
 from daemon.probes import Kind, Probe, Result, answer, edit_probes, explain, stable_probes
 from daemon.runtime import BASE_VERSION
-from editor import LanguageModel, ordinary_text, perplexity
+from editor import LanguageModel, file_text, perplexity
 from store import ArtifactCorrupt
 from store.cycles import advance, current_cycle
 from store.ledger import get_version, ledger_edits, promoted
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from daemon.runtime import Runtime
 
-TEXT_SEED = 20_000
-"""The gate's ordinary text must not be the covariance's, which is sampled with small seeds."""
 
 
 def validate(runtime: Runtime, cycle_id: int) -> None:
@@ -41,9 +39,7 @@ def validate(runtime: Runtime, cycle_id: int) -> None:
     assert present is not None  # made when the state was set up
     _check_artifact(runtime, cycle_id, candidate)
     base_model = runtime.model(base)
-    text = ordinary_text(
-        base_model, settings.text, settings.text_tokens, TEXT_SEED, runtime.progress
-    )
+    text = _ordinary_text(runtime, base_model)
     probes = [*edit_probes(edits, runtime.relations, settings), *_known_to_base(runtime, base_model, pool)]
     tokens = sum(len(window) - 1 for window in text)
 
@@ -69,6 +65,14 @@ def _check_artifact(runtime: Runtime, cycle_id: int, candidate: Version) -> None
         with runtime.database.transaction() as session:
             advance(session, cycle_id, Phase.EDIT)
         raise
+
+
+def _ordinary_text(runtime: Runtime, base_model: LanguageModel) -> list[list[int]]:
+    """The configured file's text, else the part of the preparation's text that is not in the covariance."""
+    settings = runtime.settings.gate
+    if settings.text is not None:
+        return file_text(base_model, settings.text, settings.text_tokens)
+    return [list(window) for window in runtime.preparation(base_model).held_out]
 
 
 def _known_to_base(

@@ -14,7 +14,7 @@ from editor.errors import (
 )
 from editor.language_model import LanguageModel, load_language_model
 from editor.memit import Memit
-from editor.ordinary_text import TextSource, ordinary_text
+from editor.ordinary_text import TextSource, file_text, ordinary_text
 from editor.preparation import Preparation, prepare
 from editor.probing import Score, greedy_answers, is_answer, natural_stop, perplexity, scores
 from editor.progress import Progress, silent
@@ -41,6 +41,7 @@ __all__ = [
     "UnsupportedModel",
     "ValueCache",
     "check_request",
+    "file_text",
     "fill",
     "greedy_answers",
     "is_answer",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WINDOW = 128
 """Tokens of one text."""
 
-SAMPLE_BATCH = 96
+SAMPLE_BATCH = 128
 
 OPENERS = (
     "The history of", "In the early", "The city of", "He was born in", "She studied at", "According to", "The river",
@@ -90,9 +90,10 @@ def sampled_text(
     while done < tokens:
         # The openers come round again with another seed, so no text repeats.
         texts_before = len(texts)
-        openers = [OPENERS[(texts_before + i) % len(OPENERS)] for i in range(SAMPLE_BATCH)]
-        def each_token(written: int, before: int = done) -> None:
-            progress("ordinary text", min(before + written * SAMPLE_BATCH, tokens), tokens)
+        rows = min(SAMPLE_BATCH, -(-(tokens - done) // WINDOW) + 1)
+        openers = [OPENERS[(texts_before + i) % len(OPENERS)] for i in range(rows)]
+        def each_token(written: int, before: int = done, rows: int = rows) -> None:
+            progress("ordinary text", min(before + written * rows, tokens - 1), tokens)
 
         batch = sample(language_model, openers, WINDOW, seed=seed + texts_before, each_token=each_token)
         for text in batch:

@@ -25,13 +25,22 @@ if TYPE_CHECKING:
 SHAPING = ("layers", "contexts", "context_tokens", "covariance_tokens", "seed")
 """Settings that a preparation depends on."""
 
+HELD_OUT_TOKENS = 3000
+
 
 @dataclass(frozen=True)
 class Preparation:
-    """Context templates (the first bare) and ``E[k k^T]`` per edited layer."""
+    """What is fixed per base and settings.
+
+    Attributes:
+        contexts: context templates, the first bare.
+        covariance: ``E[k k^T]`` per edited layer, float64 ``[d_ff, d_ff]``.
+        held_out: token ids of ordinary text of the same source that is not in the covariance.
+    """
 
     contexts: tuple[str, ...]
     covariance: dict[int, Tensor]
+    held_out: tuple[tuple[int, ...], ...] = ()
 
 
 def prepare(
@@ -57,21 +66,31 @@ def prepare(
     file = directory / f"{_key(language_model.digest, settings, text)}.safetensors"
     if not file.exists():
         contexts = context_templates(language_model, settings)
-        tokens = ordinary_text(language_model, text, settings.covariance_tokens, settings.seed, progress)
-        moments = covariance(language_model, tokens, settings.layers, progress)
+        wanted = settings.covariance_tokens + HELD_OUT_TOKENS
+        used, held_out = _split(ordinary_text(language_model, text, wanted, settings.seed, progress))
+        moments = covariance(language_model, used, settings.layers, progress)
         directory.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
         save_file(
             {str(layer): moment for layer, moment in moments.items()},
             partial,
-            metadata={"contexts": json.dumps(contexts)},
+            metadata={"contexts": json.dumps(contexts), "held_out": json.dumps(held_out)},
         )
         partial.replace(file)
     with safetensors.safe_open(file, framework="pt") as stored:
         return Preparation(
             tuple(json.loads(stored.metadata()["contexts"])),
             {int(name): stored.get_tensor(name) for name in stored.keys()},  # noqa: SIM118 - not a dict
+            tuple(tuple(window) for window in json.loads(stored.metadata()["held_out"])),
         )
+
+
+def _split(texts: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Texts for the covariance, and the last ones, together about :data:`HELD_OUT_TOKENS`, for probing."""
+    held_out: list[list[int]] = []
+    while len(texts) > 1 and sum(map(len, held_out)) < HELD_OUT_TOKENS:
+        held_out.append(texts.pop())
+    return texts, held_out
 
 
 def _key(base_digest: str, settings: MemitSettings, text: TextSource) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from editor.requests import EditRequest
     from editor.settings import MemitSettings
 
-NOT_IN_VALUES = {"layers", "covariance_weight", "covariance_tokens"}
+NOT_IN_VALUES = {"layers", "covariance_weight", "covariance_tokens", "suffix_weight"}
 """Settings that do not change a value vector; of the layers only the last one does."""
 
 

@@ -105,6 +105,28 @@ def test_updates_agree(tiny: LanguageModel, tmp_path: Path, layers: tuple[int, .
         assert torch.equal(tensor, before[name]), f"{name} was not restored"
 
 
+def test_other_tokens_resist_as_if_their_keys_were_ordinary_text(tiny: LanguageModel, tmp_path: Path) -> None:
+    chosen = settings(layers=(1,), suffix_weight=2.0)
+    moments = covariance(tiny, ordinary_rows(), [1])
+    memit = Memit(tiny, chosen, Preparation(CONTEXTS, moments), ValueCache(tmp_path))
+    ours = memit.update([EditRequest(*fact) for fact in FACTS])
+    resisted = moments[1].clone()
+    for fact in FACTS:
+        row = serial.request_row(tiny.tokenizer, "{}", serial.SerialRequest(*fact), with_target=True)
+        for at in range(1, len(row.ids)):
+            if at != row.lookup:
+                # The covariance over a text's first tokens, times their number, is a sum over tokens.
+                whole = serial.covariance(tiny.model, [torch.tensor(row.ids[: at + 1])], [1])[1] * (at + 1)
+                before = serial.covariance(tiny.model, [torch.tensor(row.ids[:at])], [1])[1] * at
+                resisted += chosen.suffix_weight / chosen.covariance_weight * (whole - before)
+    oracle = serial.update(
+        tiny.model, tiny.tokenizer, [serial.SerialRequest(*fact) for fact in sorted(FACTS)],
+        oracle_settings(chosen), CONTEXTS, {1: resisted},
+    )  # fmt: skip
+    stored = ours[tiny.architecture.weight_name(1)]
+    assert relative(stored, tiny.architecture.as_stored(oracle[1])) < TOLERANCE
+
+
 def test_the_ledger_decides_the_weights(tiny: LanguageModel, tmp_path: Path) -> None:
     chosen = settings()
     preparation = Preparation(CONTEXTS, covariance(tiny, ordinary_rows(), chosen.layers))
