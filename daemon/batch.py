@@ -51,7 +51,7 @@ def batch(runtime: Runtime, cycle_id: int) -> None:
 
 def request_of(edit: Edit, terminator: str) -> EditRequest:
     """What the editor is asked to write for an edit."""
-    return EditRequest(edit.prompt, edit.subject, edit.target + terminator)
+    return EditRequest(edit.prompt, edit.subject, edit.target + terminator, tuple(edit.variants))
 
 
 def _acceptable(runtime: Runtime, session: Session, model: LanguageModel) -> list[Change]:
@@ -86,9 +86,10 @@ def quarantine(session: Session, change: Change, reason: str, version_id: int | 
 
 def _edit_of(runtime: Runtime, change: Change) -> Edit:
     former = change.old_values[0]["label"] if len(change.old_values) == 1 else None
+    relation = runtime.relations[change.pid]
     return Edit(
-        change_id=change.id, qid=change.qid, pid=change.pid, prompt=runtime.relations[change.pid].prompt,
-        subject=change.subject_label, target=change.new_values[0]["label"], former=former,
+        change_id=change.id, qid=change.qid, pid=change.pid, prompt=relation.prompt,
+        variants=list(relation.variants), subject=change.subject_label, target=change.new_values[0]["label"], former=former,
     )  # fmt: skip
 
 

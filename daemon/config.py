@@ -91,6 +91,8 @@ class EditSection(Section):
 
     terminator: str = "."
     """Written after a value, so that the model learns where the answer ends."""
+    protected_facts: int = Field(400, ge=0)
+    """Tracked facts that resist every edit; chosen once for the life of a state and never probed."""
     layers: tuple[int, ...] | None = None
     steps: int | None = None
     learning_rate: float | None = None
@@ -99,7 +101,9 @@ class EditSection(Section):
     clamp: float | None = None
     loss_floor: float | None = None
     covariance_weight: float | None = None
+    passes: int | None = None
     suffix_weight: float | None = None
+    protect_weight: float | None = None
     contexts: int | None = None
     context_tokens: int | None = None
     covariance_tokens: int | None = None
@@ -108,7 +112,7 @@ class EditSection(Section):
 
     def overrides(self) -> dict[str, object]:
         """The MEMIT settings that are set here."""
-        return self.model_dump(exclude={"terminator", "text"}, exclude_none=True)
+        return self.model_dump(exclude={"terminator", "text", "protected_facts"}, exclude_none=True)
 
 
 class GateSection(Section):

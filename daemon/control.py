@@ -54,7 +54,15 @@ def rollback(runtime: Runtime, version_id: int | None) -> int:
 
 
 def approve(runtime: Runtime, version_id: int) -> int:
-    """Promote a held candidate and publish it."""
+    """Promote a held candidate and publish it.
+
+    Raises:
+        NotPossible: it is not a held candidate.
+        ArtifactCorrupt: its files are damaged; nothing is changed.
+    """
+    with runtime.database.read() as session:
+        candidate = _held(session, version_id)
+    runtime.artifacts.verify(candidate.id, candidate.digest)
     with runtime.database.transaction() as session:
         candidate = _held(session, version_id)
         accept(session, candidate, "approved by an operator")

@@ -45,7 +45,8 @@ def run_cycle(runtime: Runtime, until: Phase = Phase.DONE) -> Cycle:
         SourceError, EditorError, StoreError: the phase failed; the next call tries it again.
     """
     cycle = _begin(runtime)
-    while cycle.phase not in {Phase.DONE, until}:
+    phases = list(Phase)
+    while phases.index(cycle.phase) < phases.index(until):
         assert cycle.id is not None
         with runtime.metrics.phase(cycle.phase):
             runtime.log.info("phase", cycle=cycle.id, phase=cycle.phase.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from daemon.batch import request_of
+from daemon.protection import protected_texts
 from daemon.runtime import BASE_VERSION
 from editor import write_version
 from store import link_or_copy
@@ -32,7 +33,11 @@ def edit(runtime: Runtime, cycle_id: int) -> None:
     model = runtime.model(base)
     terminator = runtime.settings.edit.terminator
     memit = runtime.memit(model)
-    updates = memit.update([request_of(edit, terminator) for edit in ledger], runtime.progress)
+    updates = memit.update(
+        [request_of(entry, terminator) for entry in ledger],
+        protected_texts(runtime, {entry.qid for entry in ledger}),
+        runtime.progress,
+    )
     with runtime.artifacts.stage(candidate.id) as staging:
         linked = write_version(
             runtime.artifacts.path(BASE_VERSION), staging, updates, _link, skip=("MANIFEST.json",)

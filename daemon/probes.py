@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sqlmodel import select
 
+from daemon.protection import protects
 from editor import LanguageModel, fill, greedy_answers, scores
 from store.tables import Edit, Fact
 
@@ -77,12 +78,13 @@ def edit_probes(
 def stable_probes(
     session: Session, edits: Sequence[Edit], relations: dict[str, Relation], settings: GateSection
 ) -> list[Probe]:
-    """Neighbourhood and control probes to choose from: facts no edit is about, in an order that stays the same."""
+    """Neighbourhood and control probes to choose from: facts no edit is about and that do not protect, in a fixed order."""
     edited = {(edit.qid, edit.pid) for edit in edits}
     subjects = {edit.qid for edit in edits}
     facts = [
         fact for fact in session.exec(select(Fact))
-        if fact.pid in relations and len(fact.values) == 1 and (fact.qid, fact.pid) not in edited
+        if fact.pid in relations and len(fact.values) == 1
+        and (fact.qid, fact.pid) not in edited and not protects(fact.qid)
     ]  # fmt: skip
     facts = _shuffled(facts, "stable", key=lambda fact: f"{fact.qid} {fact.pid}")
     by_property: dict[str, list[Fact]] = {}

@@ -3,10 +3,10 @@
 For layers ascending, index i of n: ``R = (Z - h_L) / (n - i)``, ``Delta = R K^T (lambda C + K K^T)^-1``, write, go on
 with the new weights. Texts are cut at the subject's last token, and each block runs once on from the last edited one.
 
-One term is ours: with ``suffix_weight`` mu > 0 the system also holds ``mu K_s K_s^T``, the keys of every other token
+Two terms are ours. With ``suffix_weight`` mu > 0 the system also holds ``mu K_s K_s^T``, the keys of every other token
 of the prompts with their targets. Value vectors are optimised as if only the subject's token changed; without the term
 the update also moves the tokens after it, and a target of several tokens comes out wrong (measured in
-docs/benchmarks.md). Zero gives MEMIT as published.
+docs/benchmarks.md). Protected texts add ``K_p K_p^T`` in the same way. Without either it is MEMIT as published.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from editor.covariance import KeyRecorder
 from editor.errors import NumericalFailure
 from editor.progress import Progress, silent
-from editor.requests import EditRequest, pad, rewrite_row
+from editor.requests import EditRequest, TokenRow, pad, rewrite_rows
 from editor.stack import Stack
 
 if TYPE_CHECKING:
@@ -40,13 +40,11 @@ class _Rows:
     mask: Tensor
     positions: Tensor
     subject: Tensor  # [rows]
+    texts: int  # rows per fact
 
     def elsewhere(self, states: Tensor) -> Tensor:
-        """``states`` [rows, T, n] at real tokens but the subject's last and the first: [tokens, n].
-
-        A text's first token serves as a rest for attention; its states are the same in every text.
-        """
-        wanted = self.mask.bool() & (self.positions != self.subject.unsqueeze(1)) & (self.positions > 0)
+        """``states`` [rows, T, n] at real tokens but the subject's last: [tokens, n]."""
+        wanted = self.mask.bool() & (self.positions != self.subject.unsqueeze(1))
         return states[wanted]
 
     def at_subject(self, states: Tensor) -> Tensor:
@@ -78,13 +76,18 @@ class Insertion:
 
     @torch.no_grad()
     def __call__(
-        self, requests: Sequence[EditRequest], values: Tensor, progress: Progress = silent
+        self,
+        requests: Sequence[EditRequest],
+        values: Tensor,
+        protected: Sequence[str] = (),
+        progress: Progress = silent,
     ) -> dict[int, Tensor]:
         """Updates per layer, float32 ``[d, d_ff]`` on the CPU, whatever orientation the weights are stored in.
 
         Args:
-            requests: the facts.
+            requests: the facts; those with the same number of variants stand together.
             values: their value vectors ``[facts, d]``.
+            protected: texts of which every token resists the update.
             progress: told the layers done; may raise to interrupt (the weights are restored).
 
         Raises:
@@ -93,48 +96,82 @@ class Insertion:
         layers = self._settings.layers
         saved = {layer: self._weight(layer).detach().clone() for layer in layers}
         try:
-            return self._insert(requests, values, progress)
+            return self._insert(requests, values, protected, progress)
         finally:
             for layer, weight in saved.items():
                 self._weight(layer).copy_(weight)
 
-    def _insert(self, requests: Sequence[EditRequest], values: Tensor, progress: Progress) -> dict[int, Tensor]:
+    def _insert(
+        self, requests: Sequence[EditRequest], values: Tensor, protected: Sequence[str], progress: Progress
+    ) -> dict[int, Tensor]:
         layers = self._settings.layers
-        subjects = self._texts(requests, self._contexts, to_subject=True)
-        # Whole prompts and targets are run only where their other tokens count.
-        wholes = self._texts(requests, self._contexts[:1], to_subject=False) if self._settings.suffix_weight else []
+        subjects = [self._to_subject(facts) for facts in self._batches(requests)]
+        # Texts that resist, with their weights; none are run where nothing of them counts.
+        resisting: list[tuple[float, _Rows]] = []
+        if self._settings.suffix_weight:
+            resisting += [
+                (self._settings.suffix_weight, self._whole(facts)) for facts in self._batches(requests)
+            ]
+        if self._settings.protect_weight:
+            resisting += [
+                (self._settings.protect_weight, self._plain(protected[i : i + ROWS_PER_BATCH]))
+                for i in range(0, len(protected), ROWS_PER_BATCH)
+            ]
+        starts = [batch.hidden for batch in subjects]
+        resisting_starts = [rows.hidden for _, rows in resisting]
         updates: dict[int, Tensor] = {}
+        for number in range(self._settings.passes):
+            # What one pass leaves of the residual, the next one spreads again.
+            for rows, hidden in zip(
+                [*subjects, *(rows for _, rows in resisting)], [*starts, *resisting_starts], strict=True
+            ):
+                rows.hidden = hidden
+            self._pass(subjects, resisting, values, updates)
+            progress("insertion", number + 1, self._settings.passes)
+        return {layer: update.float().cpu() for layer, update in updates.items()}
+
+    def _pass(
+        self,
+        subjects: Sequence[_Rows],
+        resisting: Sequence[tuple[float, _Rows]],
+        values: Tensor,
+        updates: dict[int, Tensor],
+    ) -> None:
+        """Go through the layers once, adding to the weights and to ``updates``."""
+        layers = self._settings.layers
         for index, layer in enumerate(layers):
             keys = torch.cat([self._keys(batch, layer) for batch in subjects])
             present = torch.cat([self._present_values(batch, layer) for batch in subjects])
             residual = (values.to(present) - present) / (len(layers) - index)
-            update = self._solve(layer, keys, residual, self._resistance(layer, wholes))
-            updates[layer] = update.float().cpu()
+            update = self._solve(layer, keys, residual, self._resistance(layer, resisting))
+            updates[layer] = updates[layer] + update if layer in updates else update
             weight = self._weight(layer)
             stored = self._lm.architecture.as_stored(update.float())
             weight.copy_((weight.float() + stored).to(weight.dtype))
             if index + 1 < len(layers):
-                for batch in [*subjects, *wholes]:
+                for batch in [*subjects, *(rows for _, rows in resisting)]:
                     self._advance(batch, layer, layers[index + 1])
-            progress("insertion", index + 1, len(layers))
-        return updates
 
-    def _texts(
-        self, requests: Sequence[EditRequest], contexts: Sequence[str], *, to_subject: bool
-    ) -> list[_Rows]:
-        """Texts in batches of whole facts, at the input of the first edited block."""
-        step = max(1, ROWS_PER_BATCH // len(contexts))
-        return [
-            self._start(requests[i : i + step], contexts, to_subject=to_subject)
-            for i in range(0, len(requests), step)
-        ]
+    def _batches(self, requests: Sequence[EditRequest]) -> list[list[EditRequest]]:
+        """Facts in order, in batches with the same number of texts per fact."""
+        batches: list[list[EditRequest]] = []
+        for request in requests:
+            texts = len(self._contexts) + len(request.variants)
+            if (
+                not batches
+                or len(batches[-1][0].variants) != len(request.variants)
+                or (len(batches[-1]) + 1) * texts > ROWS_PER_BATCH
+            ):
+                batches.append([])
+            batches[-1].append(request)
+        return batches
 
-    def _resistance(self, layer: int, wholes: Sequence[_Rows]) -> Tensor:
-        """What resists the update: ``lambda C``, and the other tokens' keys where they count."""
+    def _resistance(self, layer: int, resisting: Sequence[tuple[float, _Rows]]) -> Tensor:
+        """What resists the update: ``lambda C``, and the keys of texts that shall read as before."""
         moment = self._covariance[layer].to(self._lm.device) * self._settings.covariance_weight
-        for batch in wholes:
-            keys = batch.elsewhere(self._recorded(batch, layer)).double()
-            moment += self._settings.suffix_weight * (keys.T @ keys)
+        for weight, rows in resisting:
+            keys = rows.elsewhere(self._recorded(rows, layer)).double()
+            moment += weight * (keys.T @ keys)
         return moment
 
     def _weight(self, layer: int) -> Tensor:
@@ -144,19 +181,32 @@ class Insertion:
     def _blocks(self, first: int, last: int) -> Stack:
         return Stack(self._lm.model, self._lm.architecture, first, last, from_tokens=False)
 
-    def _start(self, requests: Sequence[EditRequest], contexts: Sequence[str], *, to_subject: bool) -> _Rows:
-        """Hidden states entering the first edited block, facts x contexts rows.
+    def _to_subject(self, facts: Sequence[EditRequest]) -> _Rows:
+        """All texts of some facts, up to the subject's last token."""
+        by_fact = [rewrite_rows(self._lm.tokenizer, self._contexts, fact) for fact in facts]
+        rows = [row for rows in by_fact for row in rows]
+        cut = [TokenRow(row.ids[: row.subject + 1], row.subject, row.target) for row in rows]
+        return self._start(cut, texts=len(by_fact[0]))
 
-        Texts end at the subject's last token, or before the last target token, which is only predicted.
-        """
-        rows = [rewrite_row(self._lm.tokenizer, context, r) for r in requests for context in contexts]
-        cut = [row.ids[: row.subject + 1] if to_subject else row.ids[:-1] for row in rows]
-        ids, mask = pad(cut, self._lm.device)
+    def _whole(self, facts: Sequence[EditRequest]) -> _Rows:
+        """The bare prompts of some facts with their targets but the last token, which is only predicted."""
+        rows = [rewrite_rows(self._lm.tokenizer, self._contexts[:1], fact)[0] for fact in facts]
+        return self._start([TokenRow(row.ids[:-1], row.subject, row.target) for row in rows], texts=1)
+
+    def _plain(self, texts: Sequence[str]) -> _Rows:
+        """Texts without a subject."""
+        encoded = [tuple(self._lm.tokenizer(text)["input_ids"]) for text in texts]
+        # No position is a subject's, so every token counts.
+        return self._start([TokenRow(ids, subject=-1, target=len(ids)) for ids in encoded], texts=1)
+
+    def _start(self, rows: Sequence[TokenRow], texts: int) -> _Rows:
+        """Hidden states entering the first edited block."""
+        ids, mask = pad([row.ids for row in rows], self._lm.device)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         subject = torch.tensor([row.subject for row in rows], device=ids.device)
         first = self._settings.layers[0]
         hidden = Stack(self._lm.model, self._lm.architecture, 0, first, from_tokens=True)(ids, mask, positions)
-        return _Rows(hidden, mask, positions, subject)
+        return _Rows(hidden, mask, positions, subject, texts)
 
     def _advance(self, rows: _Rows, layer: int, following: int) -> None:
         """Run the blocks from the one just edited up to the next one to edit."""
@@ -164,10 +214,10 @@ class Insertion:
         rows.hidden = stack(rows.hidden, rows.mask, rows.positions)
 
     def _keys(self, rows: _Rows, layer: int) -> Tensor:
-        """Keys ``[facts, d_ff]``: half the bare prompt's, half the mean of the prefixed prompts'."""
+        """Keys ``[facts, d_ff]``: half the bare prompt's, half the mean of the other texts'."""
         keys = rows.at_subject(self._recorded(rows, layer)).double()
-        keys = keys.view(-1, len(self._contexts), keys.shape[-1])
-        if len(self._contexts) == 1:
+        keys = keys.view(-1, rows.texts, keys.shape[-1])
+        if rows.texts == 1:
             return keys[:, 0]
         return (keys[:, 0] + keys[:, 1:].mean(1)) / 2
 
@@ -179,7 +229,7 @@ class Insertion:
 
     def _present_values(self, rows: _Rows, layer: int) -> Tensor:
         """Output of block L at the subject's last token of the bare prompt, as the weights are now: ``[facts, d]``."""
-        bare = slice(None, None, len(self._contexts))
+        bare = slice(None, None, rows.texts)
         stack = self._blocks(layer, self._settings.layers[-1] + 1)
         out = stack(rows.hidden[bare], rows.mask[bare], rows.positions[bare])
         return out[torch.arange(len(out), device=out.device), rows.subject[bare]].double()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from editor.insertion import Insertion
 from editor.progress import Progress, silent
-from editor.requests import EditRequest, rewrite_row
+from editor.requests import EditRequest, rewrite_rows
 from editor.value_cache import ValueCache, value_key
 from editor.values import ValueOptimiser
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from editor.preparation import Preparation
     from editor.settings import MemitSettings
 
-TOKENS_PER_BATCH = 2048
+TOKENS_PER_BATCH = 1024
 """Suffix tokens optimised together; bounds the memory of a step."""
 
 
@@ -49,20 +49,27 @@ class Memit:
         self._insert = Insertion(language_model, settings, self._contexts, preparation.covariance)
         self._cache = cache
 
-    def update(self, requests: Sequence[EditRequest], progress: Progress = silent) -> dict[str, Tensor]:
+    def update(
+        self, requests: Sequence[EditRequest], protected: Sequence[str] = (), progress: Progress = silent
+    ) -> dict[str, Tensor]:
         """Weight updates by parameter name, float32, in the orientation in which each weight is stored.
 
         The order of the requests does not matter, and one given twice counts once.
+
+        Args:
+            requests: the facts.
+            protected: texts that the model shall go on reading as it does.
+            progress: may raise to interrupt.
 
         Raises:
             RequestInvalid: a request cannot be written.
             NumericalFailure: an optimisation or the solve failed.
             Interrupted: the progress callback asked to stop; finished batches are in the cache.
         """
-        ordered = sorted(set(requests))
+        ordered = sorted(set(requests), key=lambda request: (len(request.variants), request))
         if not ordered:
             return {}
-        updates = self._insert(ordered, self.values(ordered, progress), progress)
+        updates = self._insert(ordered, self.values(ordered, progress), sorted(protected), progress)
         architecture = self._lm.architecture
         return {
             architecture.weight_name(layer): architecture.as_stored(update).contiguous()
@@ -96,15 +103,26 @@ class Memit:
         Batches follow a total order of the missing facts, so a run resumed after whole batches forms the same
         ones, and with them the same bits.
         """
-        suffix: dict[str, int] = {}
+        # Texts per fact, target tokens, longest suffix: facts alike in all three waste little padding.
+        shapes: dict[str, tuple[int, int, int]] = {}
         for key, request in missing.items():
-            row = rewrite_row(self._lm.tokenizer, self._contexts[0], request)
-            suffix[key] = len(row.ids) - row.subject
+            rows = rewrite_rows(self._lm.tokenizer, self._contexts, request)
+            shapes[key] = (
+                len(rows),
+                len(rows[0].ids) - rows[0].target,
+                max(len(row.ids) - row.subject for row in rows),
+            )
         batches: list[list[str]] = []
-        for key in sorted(missing, key=lambda key: (suffix[key], key)):
-            # Sorted ascending: this fact is the longest of its batch so far.
-            tokens = suffix[key] * len(self._contexts)
-            if not batches or (len(batches[-1]) + 1) * tokens > TOKENS_PER_BATCH:
+        longest = 0
+        for key in sorted(missing, key=lambda key: (shapes[key], key)):
+            texts, _, suffix = shapes[key]
+            longest = max(longest, suffix)
+            if (
+                not batches
+                or texts != shapes[batches[-1][0]][0]
+                or (len(batches[-1]) + 1) * texts * longest > TOKENS_PER_BATCH
+            ):
                 batches.append([])
+                longest = suffix
             batches[-1].append(key)
         return batches

@@ -25,21 +25,24 @@ MAX_TARGET_TOKENS = 64
 class EditRequest:
     """One fact to write: ``prompt`` (with one ``{}``) about ``subject`` shall go on with ``target``.
 
-    The target is given without its leading space; one space stands before it.
+    The target is given without its leading space; one space stands before it. ``variants`` are other wordings of the
+    prompt under which the target shall also come; MEMIT as published has none.
     """
 
     prompt: str
     subject: str
     target: str
+    variants: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be written.
 
         Raises:
-            RequestInvalid: no single ``{}`` in the prompt, or an empty subject or target.
+            RequestInvalid: no single ``{}`` in the prompt or a variant, or an empty subject or target.
         """
-        if self.prompt.count("{}") != 1:
-            raise RequestInvalid(f"prompt {self.prompt!r}: needs exactly one {{}} for the subject")
+        for wording in (self.prompt, *self.variants):
+            if wording.count("{}") != 1:
+                raise RequestInvalid(f"prompt {wording!r}: needs exactly one {{}} for the subject")
         if not self.subject.strip() or not self.target.strip():
             raise RequestInvalid(f"subject {self.subject!r}, target {self.target!r}: neither may be empty")
 
@@ -59,13 +62,24 @@ def fill(template: str, value: str) -> str:
     return before + value + after
 
 
-def rewrite_row(tokenizer: PreTrainedTokenizerFast, context: str, request: EditRequest) -> TokenRow:
-    """Tokens of context, prompt and target, tokenised together as a reader would meet them.
+def rewrite_rows(
+    tokenizer: PreTrainedTokenizerFast, contexts: Sequence[str], request: EditRequest
+) -> list[TokenRow]:
+    """A fact's texts as tokens: the prompt in each context (the first is bare), then the variants, each with the target.
 
     Raises:
         RequestInvalid: the target is longer than :data:`MAX_TARGET_TOKENS`.
     """
-    lead, tail = request.prompt.split("{}", 1)
+    wordings = [(context, request.prompt) for context in contexts]
+    wordings += [(contexts[0], variant) for variant in request.variants]
+    return [_rewrite_row(tokenizer, context, wording, request) for context, wording in wordings]
+
+
+def _rewrite_row(
+    tokenizer: PreTrainedTokenizerFast, context: str, wording: str, request: EditRequest
+) -> TokenRow:
+    """Tokens of context, wording and target, tokenised together as a reader would meet them."""
+    lead, tail = wording.split("{}", 1)
     context_lead, context_tail = context.split("{}", 1)
     subject_end = len(context_lead) + len(lead) + len(request.subject)
     prompt = context_lead + lead + request.subject + tail + context_tail
@@ -83,7 +97,7 @@ def check_request(language_model: LanguageModel, request: EditRequest) -> None:
     Raises:
         RequestInvalid: the target is too long.
     """
-    rewrite_row(language_model.tokenizer, "{}", request)
+    rewrite_rows(language_model.tokenizer, ["{}"], request)
 
 
 def essence_row(tokenizer: PreTrainedTokenizerFast, subject: str) -> TokenRow:

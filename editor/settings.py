@@ -27,7 +27,9 @@ class MemitSettings(BaseModel):
         clamp: largest ``|delta| / |h|``.
         loss_floor: a fact stops when its loss falls below (reference: 0.05).
         covariance_weight: lambda, how strongly ordinary text resists the update.
+        passes: how often the residual is spread over the layers (1: as published).
         suffix_weight: mu, how strongly the other tokens of the edited prompts resist it (0: as published).
+        protect_weight: how strongly each token of a protected text resists it (no effect without such texts).
         contexts: number of sampled prefixes beside the bare prompt.
         context_tokens: length of a sampled prefix.
         covariance_tokens: tokens of ordinary text behind the covariance.
@@ -44,7 +46,9 @@ class MemitSettings(BaseModel):
     clamp: float = Field(0.75, gt=0)
     loss_floor: float = Field(0.05, ge=0)
     covariance_weight: float = Field(15000.0, gt=0)
+    passes: int = Field(1, ge=1)
     suffix_weight: float = Field(0.0, ge=0)
+    protect_weight: float = Field(1.0, ge=0)
     contexts: int = Field(5, ge=0)
     context_tokens: int = Field(10, ge=1)
     covariance_tokens: int = Field(20_000, ge=1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 import safetensors
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
     from editor.requests import EditRequest
     from editor.settings import MemitSettings
 
-NOT_IN_VALUES = {"layers", "covariance_weight", "covariance_tokens", "suffix_weight"}
+NOT_IN_VALUES = {"layers", "covariance_weight", "covariance_tokens", "passes", "suffix_weight", "protect_weight"}
 """Settings that do not change a value vector; of the layers only the last one does."""
 
 
 def value_key(base_digest: str, settings: MemitSettings, contexts: Sequence[str], request: EditRequest) -> str:
     """SHA-256 over everything a value vector depends on."""
     shaping = settings.model_dump(exclude=NOT_IN_VALUES)
-    content = [base_digest, settings.layers[-1], shaping, list(contexts), request.prompt, request.subject, request.target]
+    content = [base_digest, settings.layers[-1], shaping, list(contexts), astuple(request)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from editor.errors import NumericalFailure
-from editor.requests import EditRequest, TokenRow, essence_row, pad, rewrite_row
+from editor.errors import NumericalFailure, RequestInvalid
+from editor.requests import EditRequest, TokenRow, essence_row, pad, rewrite_rows
 from editor.stack import RangeCache, Stack
 
 if TYPE_CHECKING:
@@ -58,8 +58,32 @@ class _Suffixes:
 
 
 @dataclass
+class _Text:
+    """The same text of every fact of a batch (the bare prompt, or one in a context, or a variant).
+
+    ``row``, ``at``, ``token`` name the N target tokens: which fact, which suffix position predicts it, which id.
+    ``share`` is one over the fact's number of target tokens.
+    """
+
+    suffixes: _Suffixes  # F rows
+    row: Tensor  # [N]
+    at: Tensor  # [N]
+    token: Tensor  # [N]
+    share: Tensor  # [N]
+
+    def select(self, facts: Tensor) -> _Text:
+        """Only some facts (indices, ascending)."""
+        new_row = torch.full((int(self.suffixes.hidden.shape[0]),), -1, device=facts.device)
+        new_row[facts] = torch.arange(len(facts), device=facts.device)
+        kept = new_row[self.row] >= 0
+        return _Text(
+            self.suffixes.select(facts), new_row[self.row][kept], self.at[kept], self.token[kept], self.share[kept]
+        )
+
+
+@dataclass
 class _Batch:
-    """The facts still being optimised; every tensor's first dimension is facts or facts x contexts."""
+    """The facts still being optimised; every tensor's first dimension is facts."""
 
     index: Tensor  # [F] position in the caller's list
     initial: Tensor  # [F, d] h: output of block L at the subject's last token, bare prompt
@@ -67,17 +91,12 @@ class _Batch:
     moment: Tensor  # [F, d] Adam's first moment
     square: Tensor  # [F, d] Adam's second moment
     running: Tensor  # [F] bool
-    rewrite: _Suffixes  # F x C rows, fact-major
+    texts: list[_Text]
     essence: _Suffixes  # F rows
     essence_before: Tensor  # [F, vocabulary] log-probabilities before any edit
-    predict_at: Tensor  # [F x C, T] suffix positions whose logits predict target tokens
-    targets: Tensor  # [F x C, T] token ids
-    target_mask: Tensor  # [F x C, T]
 
     def keep(self, facts: Tensor) -> _Batch:
-        """Only some facts (indices)."""
-        contexts = self.targets.shape[0] // self.delta.shape[0]
-        rows = (facts.unsqueeze(1) * contexts + torch.arange(contexts, device=facts.device)).flatten()
+        """Only some facts (indices, ascending)."""
         return _Batch(
             self.index[facts],
             self.initial[facts],
@@ -85,12 +104,9 @@ class _Batch:
             self.moment[facts],
             self.square[facts],
             self.running[facts],
-            self.rewrite.select(rows),
+            [text.select(facts) for text in self.texts],
             self.essence.select(facts),
             self.essence_before[facts],
-            self.predict_at[rows],
-            self.targets[rows],
-            self.target_mask[rows],
         )
 
 
@@ -120,7 +136,7 @@ class ValueOptimiser:
         """Value vectors ``z`` as float32 ``[facts, d]``.
 
         Args:
-            requests: the facts, all optimised together.
+            requests: the facts, all optimised together; each with the same number of variants.
             after_step: called with (step, steps) between steps; may raise to interrupt.
 
         Raises:
@@ -167,17 +183,20 @@ class ValueOptimiser:
     def _loss(self, batch: _Batch, delta: Tensor) -> Tensor:
         """Loss of each fact ``[F]``: NLL over contexts + KL at the essence prompt + weight decay."""
         settings = self._settings
-        facts, contexts = delta.shape[0], len(self._contexts)
-        final = batch.rewrite.run(self._upper, delta.repeat_interleave(contexts, dim=0))
-        rows = torch.arange(final.shape[0], device=final.device).unsqueeze(1)
-        log_probs = self._log_probs(final[rows, batch.predict_at])
-        picked = log_probs.gather(2, batch.targets.unsqueeze(2)).squeeze(2) * batch.target_mask
-        nll = -(picked.sum(1) / batch.target_mask.sum(1)).view(facts, contexts).mean(1)
+        states, row, token, share = [], [], [], []
+        for text in batch.texts:
+            states.append(text.suffixes.run(self._upper, delta)[text.row, text.at])
+            row.append(text.row)
+            token.append(text.token)
+            share.append(text.share)
+        log_probs = self._log_probs(torch.cat(states))
+        picked = log_probs.gather(1, torch.cat(token).unsqueeze(1)).squeeze(1)
+        nll = torch.zeros_like(batch.initial[:, 0]).index_add(0, torch.cat(row), -picked * torch.cat(share))
         now = self._log_probs(batch.essence.run(self._upper, delta)[:, 0])
         # As in the reference: the expectation is under the present distribution, KL(now || before).
         divergence = (now.exp() * (now - batch.essence_before)).sum(1)
         decay = delta.norm(dim=1) / batch.initial.norm(dim=1) ** 2
-        return nll + settings.kl_factor * divergence + settings.weight_decay * decay
+        return nll / len(batch.texts) + settings.kl_factor * divergence + settings.weight_decay * decay
 
     def _log_probs(self, hidden: Tensor) -> Tensor:
         """Log-probabilities in float32 over the vocabulary, last dimension."""
@@ -187,34 +206,40 @@ class ValueOptimiser:
     def _prepare(self, requests: Sequence[EditRequest]) -> _Batch:
         """Everything that no step changes."""
         tokenizer = self._lm.tokenizer
-        device = self._lm.device
-        rewrite = [rewrite_row(tokenizer, context, r) for r in requests for context in self._contexts]
+        by_fact = [rewrite_rows(tokenizer, self._contexts, request) for request in requests]
+        if any(len(rows) != len(by_fact[0]) for rows in by_fact):
+            raise RequestInvalid("facts optimised together need the same number of variants")
+        texts = [self._text(rows) for rows in zip(*by_fact, strict=True)]
         # The KL is taken at the subject's last token, so nothing after it matters.
         essence = [TokenRow(row.ids[: row.subject + 1], row.subject, row.target)
                    for row in (essence_row(tokenizer, r.subject) for r in requests)]
-        # The last target token is only predicted, never read.
-        rewrite_suffixes = self._suffixes([TokenRow(r.ids[:-1], r.subject, r.target) for r in rewrite])
         essence_suffixes = self._suffixes(essence)
-        initial = rewrite_suffixes.hidden[:: len(self._contexts), 0].float()
+        initial = texts[0].suffixes.hidden[:, 0].float()
         nothing = torch.zeros_like(initial)
         before = self._log_probs(essence_suffixes.run(self._upper, nothing)[:, 0])
-        targets, mask = pad([row.ids[row.target :] for row in rewrite], device)
-        first = torch.tensor([row.target - 1 - row.subject for row in rewrite], device=device)
-        steps = torch.arange(targets.shape[1], device=device)
         return _Batch(
-            index=torch.arange(len(requests), device=device),
+            index=torch.arange(len(requests), device=self._lm.device),
             initial=initial,
             delta=nothing.clone(),
             moment=nothing.clone(),
             square=nothing.clone(),
-            running=torch.ones(len(requests), dtype=torch.bool, device=device),
-            rewrite=rewrite_suffixes,
+            running=torch.ones(len(requests), dtype=torch.bool, device=self._lm.device),
+            texts=texts,
             essence=essence_suffixes,
             essence_before=before,
-            predict_at=(first.unsqueeze(1) + steps) * mask,
-            targets=targets,
-            target_mask=mask,
         )
+
+    def _text(self, rows: Sequence[TokenRow]) -> _Text:
+        """One text of every fact."""
+        named = [
+            (fact, row.target - 1 - row.subject + k, token, 1 / (len(row.ids) - row.target))
+            for fact, row in enumerate(rows)
+            for k, token in enumerate(row.ids[row.target :])
+        ]
+        row, at, token, share = (torch.tensor(column, device=self._lm.device) for column in zip(*named, strict=True))
+        # The last target token is only predicted, never read.
+        suffixes = self._suffixes([TokenRow(r.ids[:-1], r.subject, r.target) for r in rows])
+        return _Text(suffixes, row, at, token, share)
 
     def _suffixes(self, rows: Sequence[TokenRow]) -> _Suffixes:
         """Run blocks up to L over whole texts and the blocks above over what precedes the subject's last token."""

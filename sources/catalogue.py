@@ -43,6 +43,7 @@ class Relation(BaseModel):
         pid: the property.
         label: its name.
         prompt: the text that an edit completes with the object's label.
+        variants: further wordings that an edit is computed on, so that it holds however it is asked.
         paraphrases: held-out wordings of ``prompt``, completed in the same way; never used for an edit.
         questions: wordings as a question; never used for an edit.
         multi_valued: whether several values can be true at once.
@@ -57,6 +58,7 @@ class Relation(BaseModel):
     pid: Pid
     label: Text
     prompt: Template
+    variants: Annotated[tuple[Template, ...], Field(strict=False)] = ()
     paraphrases: Annotated[tuple[Template, ...], Field(min_length=3, strict=False)]
     questions: Annotated[tuple[Template, ...], Field(min_length=1, strict=False)]
     multi_valued: bool
@@ -65,10 +67,10 @@ class Relation(BaseModel):
 
     @model_validator(mode="after")
     def _probes_are_held_out(self) -> Self:
-        texts = (self.prompt, *self.paraphrases, *self.questions)
+        texts = (self.prompt, *self.variants, *self.paraphrases, *self.questions)
         for text in texts:
             if texts.count(text) > 1:
-                raise ValueError(f"{text!r} occurs twice among prompt, paraphrases and questions")
+                raise ValueError(f"{text!r} occurs twice among prompt, variants, paraphrases and questions")
         return self
 
 

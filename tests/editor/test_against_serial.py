@@ -113,12 +113,14 @@ def test_other_tokens_resist_as_if_their_keys_were_ordinary_text(tiny: LanguageM
     resisted = moments[1].clone()
     for fact in FACTS:
         row = serial.request_row(tiny.tokenizer, "{}", serial.SerialRequest(*fact), with_target=True)
-        for at in range(1, len(row.ids)):
+        # The covariance over a text's first n tokens, times n, is a sum over tokens.
+        sums = [
+            serial.covariance(tiny.model, [torch.tensor(row.ids[:n])], [1])[1] * n if n else 0
+            for n in range(len(row.ids) + 1)
+        ]
+        for at in range(len(row.ids)):
             if at != row.lookup:
-                # The covariance over a text's first tokens, times their number, is a sum over tokens.
-                whole = serial.covariance(tiny.model, [torch.tensor(row.ids[: at + 1])], [1])[1] * (at + 1)
-                before = serial.covariance(tiny.model, [torch.tensor(row.ids[:at])], [1])[1] * at
-                resisted += chosen.suffix_weight / chosen.covariance_weight * (whole - before)
+                resisted += chosen.suffix_weight / chosen.covariance_weight * (sums[at + 1] - sums[at])
     oracle = serial.update(
         tiny.model, tiny.tokenizer, [serial.SerialRequest(*fact) for fact in sorted(FACTS)],
         oracle_settings(chosen), CONTEXTS, {1: resisted},

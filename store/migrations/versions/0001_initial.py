@@ -190,6 +190,7 @@ def upgrade() -> None:
         sa.Column("qid", sa.String(), nullable=False),
         sa.Column("pid", sa.String(), nullable=False),
         sa.Column("prompt", sa.String(), nullable=False),
+        sa.Column("variants", sa.JSON(), nullable=False),
         sa.Column("subject", sa.String(), nullable=False),
         sa.Column("target", sa.String(), nullable=False),
         sa.Column("former", sa.String(), nullable=True),

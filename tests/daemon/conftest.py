@@ -1,0 +1,67 @@
+"""The small world, shared by all tests of the daemon, and a real database."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from small_world import Factsyncd, save_model, turtle, write_config, write_text
+
+from daemon.config import load_settings
+from daemon.runtime import Runtime
+from store import Database, open_database
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="session")
+def ordinary_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="session")
+def factsyncd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factsyncd]:
+    commands = Factsyncd(tmp_path_factory.mktemp("commands"))
+    yield commands
+    commands.close()
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database file fresh from the migrations, to be copied."""
+    file = tmp_path_factory.mktemp("template") / "factsyncd.sqlite"
+    with open_database(file) as database:
+        database.migrate()
+    return file
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Path:
+    """The snapshot at the first instant."""
+    file = tmp_path / "facts.ttl"
+    file.write_text(turtle(after=False), "utf-8")
+    return file
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, snapshot: Path, migrated_file: Path) -> Iterator[Runtime]:
+    """A runtime over a migrated database, with no version and no model yet."""
+    config = write_config(tmp_path / "factsyncd.toml", tmp_path / "no-model", tmp_path / "no-text", snapshot)
+    made = Runtime(load_settings(config))
+    made.make_state_directory()
+    shutil.copyfile(migrated_file, tmp_path / "state" / "factsyncd.sqlite")
+    yield made
+    made.database.close()
+
+
+@pytest.fixture
+def database(runtime: Runtime) -> Database:
+    return runtime.database
