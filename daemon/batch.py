@@ -20,6 +20,7 @@ from store.tables import (
     Quarantine,
     Version,
     VersionState,
+    key,
 )
 
 if TYPE_CHECKING:
@@ -63,9 +64,7 @@ def _acceptable(runtime: Runtime, session: Session, model: LanguageModel) -> lis
             break
         try:
             if change.new_values:
-                check_request(
-                    model, request_of(_edit_of(runtime, change), runtime.settings.edit.terminator)
-                )
+                check_request(model, request_of(_edit_of(runtime, change), runtime.settings.edit.terminator))
         except RequestInvalid as error:
             quarantine(session, change, str(error), None)
             continue
@@ -77,19 +76,16 @@ def quarantine(session: Session, change: Change, reason: str, version_id: int | 
     """Keep a change out, with the reason."""
     change.state = ChangeState.QUARANTINED
     session.add(change)
-    session.add(
-        Quarantine(
-            change_id=change.id, qid=change.qid, pid=change.pid, reason=reason, version_id=version_id
-        )
-    )
+    session.add(Quarantine(change_id=key(change), qid=change.qid, pid=change.pid, reason=reason, version_id=version_id))
 
 
 def _edit_of(runtime: Runtime, change: Change) -> Edit:
     former = change.old_values[0]["label"] if len(change.old_values) == 1 else None
     relation = runtime.relations[change.pid]
     return Edit(
-        change_id=change.id, qid=change.qid, pid=change.pid, prompt=relation.prompt,
-        variants=list(relation.variants), subject=change.subject_label, target=change.new_values[0]["label"], former=former,
+        change_id=key(change), qid=change.qid, pid=change.pid, prompt=relation.prompt,
+        variants=list(relation.variants), subject=change.subject_label,
+        target=change.new_values[0]["label"], former=former,
     )  # fmt: skip
 
 
@@ -116,5 +112,5 @@ def _candidate(
     session.add(candidate)
     session.add_all(new)
     session.flush()
-    session.add_all(LedgerEntry(version_id=candidate.id, edit_id=edit.id) for edit in [*kept, *new])
+    session.add_all(LedgerEntry(version_id=candidate.id, edit_id=key(edit)) for edit in [*kept, *new])
     return candidate

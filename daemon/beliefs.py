@@ -87,8 +87,7 @@ def _own_answers(
     scored = iter(scores(model, asked, progress))
     sure = [bool(first) and next(scored).mean_probability >= settings.confident for first in firsts]
     return [
-        (Holding.OTHER if confident else Holding.UNKNOWN, text)
-        for confident, text in zip(sure, texts, strict=True)
+        (Holding.OTHER if confident else Holding.UNKNOWN, text) for confident, text in zip(sure, texts, strict=True)
     ]
 
 

@@ -51,9 +51,7 @@ app.add_typer(quarantine_app, name="quarantine")
 @app.callback()
 def _options(
     context: typer.Context,
-    config: Annotated[
-        Path | None, typer.Option(envvar=CONFIG_VARIABLE, help="Configuration file (TOML).")
-    ] = None,
+    config: Annotated[Path | None, typer.Option(envvar=CONFIG_VARIABLE, help="Configuration file (TOML).")] = None,
 ) -> None:
     if config is not None:
         context.obj = context.obj or {}

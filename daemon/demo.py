@@ -133,16 +133,18 @@ def _answers(session: Session) -> list[dict[str, Any]]:
     answers = []
     for change in session.exec(select(Change).order_by(col(Change.pid), col(Change.id))):
         belief = session.get(Belief, (BASE_VERSION, change.qid, change.pid))
-        probe = now.get((change.qid, change.pid))
+        measured = now.get((change.qid, change.pid))
         if belief is None:
             continue
-        said_now = (belief.answer, belief.belief == Holding.HOLDS) if probe is None else (probe.answer, probe.correct)
+        said_now = (belief.answer, belief.belief == Holding.HOLDS)
+        if measured is not None:
+            said_now = (measured.answer, measured.correct)
         answers.append(
             {
                 "qid": change.qid, "pid": change.pid, "subject": change.subject_label,
-                "prompt": f"{change.subject_label} ({change.pid})" if probe is None else probe.prompt,
+                "prompt": f"{change.subject_label} ({change.pid})" if measured is None else measured.prompt,
                 "expected": belief.expected, "before": belief.answer, "belief": belief.belief,
-                "now": said_now[0], "correct": said_now[1], "written": probe is not None,
+                "now": said_now[0], "correct": said_now[1], "written": measured is not None,
             }
         )  # fmt: skip
     return answers

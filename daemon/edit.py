@@ -39,9 +39,7 @@ def edit(runtime: Runtime, cycle_id: int) -> None:
         runtime.progress,
     )
     with runtime.artifacts.stage(candidate.id) as staging:
-        linked = write_version(
-            runtime.artifacts.path(BASE_VERSION), staging, updates, _link, skip=("MANIFEST.json",)
-        )
+        linked = write_version(runtime.artifacts.path(BASE_VERSION), staging, updates, _link, skip=("MANIFEST.json",))
         known = runtime.artifacts.manifest(BASE_VERSION).files
         digest = runtime.artifacts.seal(
             staging,

@@ -56,9 +56,7 @@ class Comparison:
     detail: str
 
 
-def compare(
-    candidate: Measurement, references: Mapping[str, Measurement], settings: GateSection
-) -> list[Comparison]:
+def compare(candidate: Measurement, references: Mapping[str, Measurement], settings: GateSection) -> list[Comparison]:
     """Every comparison the gate makes.
 
     Args:
@@ -66,13 +64,9 @@ def compare(
         references: ``promoted`` and ``base`` on the same probes, so that small losses cannot creep.
         settings: the thresholds.
     """
-    comparisons = [
-        _floor(measure, candidate, getattr(settings, f"{measure}_min")) for measure in FLOORS
-    ]
+    comparisons = [_floor(measure, candidate, getattr(settings, f"{measure}_min")) for measure in FLOORS]
     for against, reference in references.items():
-        comparisons += [
-            _drop(measure, against, candidate, reference, settings) for measure in LOCALITY
-        ]
+        comparisons += [_drop(measure, against, candidate, reference, settings) for measure in LOCALITY]
         comparisons.append(_rise(against, candidate, reference, settings.perplexity_max_rise))
     return comparisons
 
@@ -96,9 +90,7 @@ def reasons(comparisons: Sequence[Comparison]) -> str:
 def _floor(measure: str, candidate: Measurement, threshold: float) -> Comparison:
     n = candidate.counts.get(measure, 0)
     if n == 0:
-        return Comparison(
-            measure, "floor", None, None, threshold, 0, Verdict.PASS, f"{measure}: no live edit to probe"
-        )
+        return Comparison(measure, "floor", None, None, threshold, 0, Verdict.PASS, f"{measure}: no live edit to probe")
     share = candidate.shares[measure]
     verdict = Verdict.PASS if share >= threshold else Verdict.FAIL
     relation = "at least" if verdict is Verdict.PASS else "below"
@@ -120,9 +112,7 @@ def _drop(
     return Comparison(measure, against, now, before, threshold, n, verdict, detail)
 
 
-def _rise(
-    against: str, candidate: Measurement, reference: Measurement, threshold: float
-) -> Comparison:
+def _rise(against: str, candidate: Measurement, reference: Measurement, threshold: float) -> Comparison:
     now, before = candidate.perplexity, reference.perplexity
     n = candidate.perplexity_tokens
     if math.isnan(now) or math.isnan(before):

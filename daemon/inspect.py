@@ -41,7 +41,7 @@ def status(session: Session) -> Row:
         "held_candidate": None if waiting is None else waiting.id,
         "live_edits": 0 if version is None else len(ledger_edits(session, version.id)),
         "facts": session.exec(select(func.count()).select_from(Fact)).one(),
-        "changes": {state.value: count for state, count in states},
+        "changes": {str(state): count for state, count in states},
         "quarantined": session.exec(
             select(func.count()).select_from(Quarantine).where(col(Quarantine.released_at).is_(None))
         ).one(),
@@ -56,9 +56,7 @@ def status(session: Session) -> Row:
 
 def versions(session: Session) -> list[Row]:
     """Every version, oldest first, with the size of its ledger and what the gate measured."""
-    sizes = dict(
-        session.exec(select(LedgerEntry.version_id, func.count()).group_by(col(LedgerEntry.version_id))).all()
-    )
+    sizes = dict(session.exec(select(LedgerEntry.version_id, func.count()).group_by(col(LedgerEntry.version_id))).all())
     measures: dict[int, list[Row]] = {}
     for measure in session.exec(select(GateMeasure).order_by(col(GateMeasure.id))):
         measures.setdefault(measure.version_id, []).append(_row(measure, "id", "version_id"))
@@ -78,8 +76,8 @@ def facts(session: Session, property_id: str | None, state: str | None) -> list[
         last[change.qid, change.pid] = change
     rows = []
     for fact in session.exec(wanted):
-        change = last.get((fact.qid, fact.pid))
-        row = _row(fact) | {"state": "recorded" if change is None else change.state.value}
+        latest = last.get((fact.qid, fact.pid))
+        row = _row(fact) | {"state": "recorded" if latest is None else latest.state.value}
         if state is None or row["state"] == state:
             rows.append(row)
     return rows
@@ -105,9 +103,7 @@ def quarantined(session: Session) -> list[Row]:
     rows = select(Quarantine, Change).join(Change, col(Change.id) == col(Quarantine.change_id))
     return [
         _row(kept) | {"subject": change.subject_label, "new_values": change.new_values}
-        for kept, change in session.exec(
-            rows.where(col(Quarantine.released_at).is_(None)).order_by(col(Quarantine.id))
-        )
+        for kept, change in session.exec(rows.where(col(Quarantine.released_at).is_(None)).order_by(col(Quarantine.id)))
     ]
 
 

@@ -13,7 +13,7 @@ from sqlmodel import col, func, select
 
 from store import StoreError
 from store.ledger import ledger_edits, promoted
-from store.tables import Change, ChangeState, GateMeasure, VersionState, Version
+from store.tables import Change, ChangeState, GateMeasure, Version, VersionState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,9 +32,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._build = Info("factsyncd_build", "Build of the running daemon.", registry=self.registry)
         self._build.info({"version": version})
-        self._cycles = Counter(
-            "factsyncd_cycles", "Cycles finished, by outcome.", ["outcome"], registry=self.registry
-        )
+        self._cycles = Counter("factsyncd_cycles", "Cycles finished, by outcome.", ["outcome"], registry=self.registry)
         self._phases = Histogram(
             "factsyncd_phase_duration_seconds", "Duration of a phase.", ["phase"],
             buckets=PHASE_SECONDS, registry=self.registry,

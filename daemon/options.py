@@ -48,11 +48,11 @@ def _with_option(function: Callable[..., None], name: str, kind: Any, default: A
             context.obj = {**(context.obj or {}), name: value}
         function(context=context, **arguments)
 
-    option = inspect.Parameter(
-        f"option_{name}", inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
-    )
+    option = inspect.Parameter(f"option_{name}", inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
     signature = inspect.signature(function)
     hints = get_type_hints(function, include_extras=True)
-    command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
+    # Typer looks for its own words in the signature, so annotations must not stay strings.
+    known = [given.replace(annotation=hints[given.name]) for given in signature.parameters.values()]
+    command.__signature__ = signature.replace(parameters=[*known, option])  # type: ignore[attr-defined]
     command.__annotations__ = {**hints, f"option_{name}": kind}
     return command

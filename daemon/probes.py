@@ -60,9 +60,7 @@ class Result:
     answer: str
 
 
-def edit_probes(
-    edits: Sequence[Edit], relations: dict[str, Relation], settings: GateSection
-) -> list[Probe]:
+def edit_probes(edits: Sequence[Edit], relations: dict[str, Relation], settings: GateSection) -> list[Probe]:
     """Efficacy and paraphrase probes of live edits."""
     probes = []
     for edit in edits:
@@ -78,7 +76,7 @@ def edit_probes(
 def stable_probes(
     session: Session, edits: Sequence[Edit], relations: dict[str, Relation], settings: GateSection
 ) -> list[Probe]:
-    """Neighbourhood and control probes to choose from: facts no edit is about and that do not protect, in a fixed order."""
+    """Neighbourhood and control probes to choose from: unedited facts that do not protect, in a fixed order."""
     edited = {(edit.qid, edit.pid) for edit in edits}
     subjects = {edit.qid for edit in edits}
     facts = [
@@ -129,9 +127,7 @@ def _ask(relations: dict[str, Relation], fact: Fact) -> str:
     return fill(relations[fact.pid].prompt, fact.subject_label)
 
 
-def _shuffled(
-    things: Iterable[Thing], salt: str, key: Callable[[Thing], str] = str
-) -> list[Thing]:
+def _shuffled(things: Iterable[Thing], salt: str, key: Callable[[Thing], str] = str) -> list[Thing]:
     """The same things in an order that looks random and is always the same."""
     return sorted(things, key=lambda thing: hashlib.sha256(f"{salt}\n{key(thing)}".encode()).digest())
 
@@ -151,9 +147,7 @@ def explain(
     model: LanguageModel, probes: Sequence[Probe], passed: Sequence[bool], tokens: int, progress: Progress
 ) -> list[Result]:
     """Results with the model's own words for every probe it failed."""
-    failed = [
-        i for i, (probe, ok) in enumerate(zip(probes, passed, strict=True)) if not ok and probe.rival is None
-    ]
+    failed = [i for i, (probe, ok) in enumerate(zip(probes, passed, strict=True)) if not ok and probe.rival is None]
     texts = greedy_answers(model, [probes[i].prompt for i in failed], tokens, progress)
     written = dict(zip(failed, texts, strict=True))
     return [

@@ -86,4 +86,3 @@ def settle_changes(session: Session, version: Version) -> None:
     for change in session.exec(select(Change).where(Change.state == ChangeState.BATCHED)):
         change.state = ChangeState.WITHDRAWN
         session.add(change)
-

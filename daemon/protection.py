@@ -51,10 +51,7 @@ def _choose(runtime: Runtime, session: Session) -> list[tuple[str, str]]:
     facts = [
         fact
         for fact in session.exec(select(Fact).order_by(col(Fact.qid), col(Fact.pid)))
-        if fact.pid in runtime.relations
-        and len(fact.values) == 1
-        and protects(fact.qid)
-        and fact.qid not in changed
+        if fact.pid in runtime.relations and len(fact.values) == 1 and protects(fact.qid) and fact.qid not in changed
     ]
     facts.sort(key=lambda fact: hashlib.sha256(f"{fact.qid} {fact.pid}".encode()).digest())
     terminator = runtime.settings.edit.terminator

@@ -62,9 +62,7 @@ def _where_we_stand(runtime: Runtime, source: WikidataSource) -> tuple[Cursor | 
 
 def _set_cursor(session: Session, source: str, cursor: Cursor) -> None:
     session.merge(
-        SourceCursor(
-            source=source, modified_at=cursor.modified, revision=cursor.revision, updated_at=utc_now()
-        )
+        SourceCursor(source=source, modified_at=cursor.modified, revision=cursor.revision, updated_at=utc_now())
     )
 
 
@@ -80,12 +78,14 @@ def _record(session: Session, seen: Observation, baseline: datetime, cycle_id: i
     if fact is None and not seen.values:
         return False  # never had a value: not a slot we track
     before: Values = [] if fact is None else fact.values
-    after: Values = [
-        {"kind": value.kind.value, "id": value.id, "label": value.label} for value in seen.values
-    ]
+    after: Values = [{"kind": value.kind.value, "id": value.id, "label": value.label} for value in seen.values]
     of_baseline = fact is None and seen.modified <= baseline
     if fact is None:
-        fact = Fact(qid=seen.qid, pid=seen.pid)
+        fact = Fact(
+            qid=seen.qid, pid=seen.pid, subject_label=seen.subject_label, outcome=seen.outcome.value,
+            reason=seen.reason, values=after, revision=seen.revision, statement=seen.statement,
+            modified_at=seen.modified, recorded_at=utc_now(),
+        )  # fmt: skip
     fact.subject_label = seen.subject_label or fact.subject_label
     fact.outcome, fact.reason = seen.outcome.value, seen.reason
     fact.revision, fact.modified_at, fact.recorded_at = seen.revision, seen.modified, utc_now()
@@ -108,9 +108,7 @@ def _record(session: Session, seen: Observation, baseline: datetime, cycle_id: i
 
 def _supersede(session: Session, seen: Observation) -> None:
     """An older change of the slot that still waits is overtaken."""
-    waiting = select(Change).where(
-        Change.qid == seen.qid, Change.pid == seen.pid, Change.state == ChangeState.PENDING
-    )
+    waiting = select(Change).where(Change.qid == seen.qid, Change.pid == seen.pid, Change.state == ChangeState.PENDING)
     for change in session.exec(waiting):
         change.state = ChangeState.SUPERSEDED
         session.add(change)

@@ -84,9 +84,7 @@ class Runtime:
         relations = list(self.relations.values())
         if wanted.kind == "embedded":
             assert wanted.path is not None  # the configuration was checked
-            return open_embedded(
-                wanted.path, relations, page_size=wanted.page_size, languages=wanted.languages
-            )
+            return open_embedded(wanted.path, relations, page_size=wanted.page_size, languages=wanted.languages)
         assert wanted.url is not None
         assert wanted.user_agent is not None
         return open_endpoint(
@@ -172,6 +170,7 @@ class Runtime:
 
 def stoppable(progress: Progress, should_stop: Callable[[], bool]) -> Progress:
     """A progress callback that interrupts the work once ``should_stop`` says so."""
+
     def report(stage: str, done: int, total: int) -> None:
         progress(stage, done, total)
         if should_stop():

@@ -76,14 +76,10 @@ class Service:
 
     def _schedule(self) -> None:
         interval = self._runtime.settings.schedule.interval_seconds
-        self._scheduler.add_listener(
-            self._on_trouble, EVENT_JOB_ERROR | EVENT_JOB_MISSED | EVENT_JOB_MAX_INSTANCES
-        )
+        self._scheduler.add_listener(self._on_trouble, EVENT_JOB_ERROR | EVENT_JOB_MISSED | EVENT_JOB_MAX_INSTANCES)
         self._scheduler.add_job(self._runtime.metrics.beat, "interval", seconds=HEARTBEAT_SECONDS, id="heartbeat")
         # The first cycle begins at once, not one interval from now.
-        self._scheduler.add_job(
-            self._cycle, "interval", seconds=interval, id="cycle", next_run_time=datetime.now(UTC)
-        )
+        self._scheduler.add_job(self._cycle, "interval", seconds=interval, id="cycle", next_run_time=datetime.now(UTC))
         self._runtime.metrics.beat()
         self._scheduler.start()
 

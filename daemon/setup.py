@@ -55,9 +55,7 @@ def _write_base_version(runtime: Runtime) -> None:
     runtime.progress("base model", 0, 1)
     with runtime.artifacts.stage(BASE_VERSION) as staging:
         write_base(wanted.base, staging, dtype=wanted.dtype)
-        digest = runtime.artifacts.seal(
-            staging, BASE_VERSION, extra={"base": wanted.base, "dtype": wanted.dtype}
-        )
+        digest = runtime.artifacts.seal(staging, BASE_VERSION, extra={"base": wanted.base, "dtype": wanted.dtype})
     runtime.progress("base model", 1, 1)
     with runtime.database.transaction() as session:
         session.add(
@@ -87,6 +85,4 @@ def check_package_names() -> None:
     for name in PACKAGES:
         others = sorted(set(owners.get(name, [])) - {"factsyncd"})
         if others:
-            raise NameTaken(
-                f"package {name!r} also belongs to {others[0]}: install factsyncd alone in its environment"
-            )
+            raise NameTaken(f"package {name!r} also belongs to {others[0]}: install factsyncd alone in its environment")

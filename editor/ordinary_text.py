@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
@@ -78,9 +77,7 @@ def ordinary_text(
     return sampled_text(language_model, tokens, seed, progress)
 
 
-def sampled_text(
-    language_model: LanguageModel, tokens: int, seed: int, progress: Progress = silent
-) -> list[list[int]]:
+def sampled_text(language_model: LanguageModel, tokens: int, seed: int, progress: Progress = silent) -> list[list[int]]:
     """Text the model writes itself (temperature 1) until there are ``tokens`` tokens.
 
     The same seed on the same machine gives the same text.
@@ -92,6 +89,7 @@ def sampled_text(
         texts_before = len(texts)
         rows = min(SAMPLE_BATCH, -(-(tokens - done) // WINDOW) + 1)
         openers = [OPENERS[(texts_before + i) % len(OPENERS)] for i in range(rows)]
+
         def each_token(written: int, before: int = done, rows: int = rows) -> None:
             progress("ordinary text", min(before + written * rows, tokens - 1), tokens)
 
@@ -179,9 +177,7 @@ def dataset_text(
         raise ModelUnavailable(f"cannot read data set {name}: {error}") from error
 
 
-def _windows(
-    language_model: LanguageModel, lines: Iterable[str], tokens: int | None
-) -> list[list[int]]:
+def _windows(language_model: LanguageModel, lines: Iterable[str], tokens: int | None) -> list[list[int]]:
     """Tokens of consecutive lines in windows of :data:`WINDOW`; the last may be shorter."""
     windows: list[list[int]] = []
     rest: list[int] = []

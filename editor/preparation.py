@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import safetensors
 from safetensors.torch import save_file
-from torch import Tensor
 
 from editor.contexts import context_templates
 from editor.covariance import covariance
@@ -18,6 +17,8 @@ from editor.progress import Progress, silent
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torch import Tensor
 
     from editor.language_model import LanguageModel
     from editor.settings import MemitSettings

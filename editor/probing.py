@@ -26,7 +26,7 @@ LOGITS_AT_ONCE = 1024
 """Positions whose logits are held at once: a vocabulary of 50,000 in float32 makes this 200 MB."""
 
 ENDS_ANSWER = re.compile(r"[\n.,;:!?(\[\"“”]|<\|")
-CONTINUES_LABEL = re.compile(r"^(\w|[-'’]\w|\s+[A-Z0-9])")  # noqa: RUF001 - typographic apostrophe
+CONTINUES_LABEL = re.compile(r"^(\w|[-'’]\w|\s+[A-Z0-9])")
 """What may not follow a label: the word goes on, or another capitalised word makes it a longer name."""
 
 
@@ -62,9 +62,7 @@ def natural_stop(text: str) -> str:
 
 
 @torch.no_grad()
-def scores(
-    language_model: LanguageModel, pairs: Sequence[tuple[str, str]], progress: Progress = silent
-) -> list[Score]:
+def scores(language_model: LanguageModel, pairs: Sequence[tuple[str, str]], progress: Progress = silent) -> list[Score]:
     """Score each (prompt, answer), both plain text, in batches of similar length.
 
     Greedy decoding gives an answer exactly if every token of it is the most likely one after those before it, so
@@ -101,19 +99,15 @@ def _score(language_model: LanguageModel, rows: Sequence[TokenRow]) -> list[Scor
         token_scores, token_best = picked[start : start + n], best[start : start + n]
         exact = bool((token_best == wanted[start : start + n]).all())
         following = language_model.tokenizer.decode([int(best[start + n])]) if exact else ""
-        result.append(
-            Score(float(token_scores.sum()), n, exact and CONTINUES_LABEL.match(following) is None)
-        )
+        result.append(Score(float(token_scores.sum()), n, exact and CONTINUES_LABEL.match(following) is None))
         start += n + 1
     return result
 
 
-def _picked_and_best(
-    language_model: LanguageModel, states: Tensor, wanted: Tensor
-) -> tuple[Tensor, Tensor]:
+def _picked_and_best(language_model: LanguageModel, states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of each wanted token and the most likely token, both ``[positions]`` on the CPU."""
     picked, best = [], []
-    for part, tokens in zip(states.split(LOGITS_AT_ONCE), wanted.split(LOGITS_AT_ONCE), strict=True):
+    for part, tokens in zip(torch.split(states, LOGITS_AT_ONCE), torch.split(wanted, LOGITS_AT_ONCE), strict=True):
         logits = language_model.head(part).float()
         picked.append(logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - logits.logsumexp(1))
         best.append(logits.argmax(1))
@@ -164,9 +158,7 @@ def greedy_answers(
 
 
 @torch.no_grad()
-def perplexity(
-    language_model: LanguageModel, texts: Sequence[Sequence[int]], progress: Progress = silent
-) -> float:
+def perplexity(language_model: LanguageModel, texts: Sequence[Sequence[int]], progress: Progress = silent) -> float:
     """``exp`` of the mean negative log-likelihood per predicted token over texts read separately."""
     decoder = language_model.architecture.decoder_of(language_model.model)
     total, count = 0.0, 0

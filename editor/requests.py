@@ -62,10 +62,8 @@ def fill(template: str, value: str) -> str:
     return before + value + after
 
 
-def rewrite_rows(
-    tokenizer: PreTrainedTokenizerFast, contexts: Sequence[str], request: EditRequest
-) -> list[TokenRow]:
-    """A fact's texts as tokens: the prompt in each context (the first is bare), then the variants, each with the target.
+def rewrite_rows(tokenizer: PreTrainedTokenizerFast, contexts: Sequence[str], request: EditRequest) -> list[TokenRow]:
+    """A fact's texts as tokens: the prompt in each context (first bare), then the variants, each with the target.
 
     Raises:
         RequestInvalid: the target is longer than :data:`MAX_TARGET_TOKENS`.
@@ -75,9 +73,7 @@ def rewrite_rows(
     return [_rewrite_row(tokenizer, context, wording, request) for context, wording in wordings]
 
 
-def _rewrite_row(
-    tokenizer: PreTrainedTokenizerFast, context: str, wording: str, request: EditRequest
-) -> TokenRow:
+def _rewrite_row(tokenizer: PreTrainedTokenizerFast, context: str, wording: str, request: EditRequest) -> TokenRow:
     """Tokens of context, wording and target, tokenised together as a reader would meet them."""
     lead, tail = wording.split("{}", 1)
     context_lead, context_tail = context.split("{}", 1)

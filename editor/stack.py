@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from editor.architectures import Architecture
 
 
-class RangeCache(DynamicCache):
+class RangeCache(DynamicCache):  # type: ignore[misc]
     """Keys and values of the blocks of one range; blocks keep their absolute indices."""
 
     def __init__(self, first: int) -> None:
@@ -39,9 +39,7 @@ class RangeCache(DynamicCache):
         """A cache over the same tensors (or some of their rows) that can grow without touching this one."""
         other = RangeCache(self.first)
         for index, layer in enumerate(self.layers):
-            keys, values = (
-                (layer.keys, layer.values) if rows is None else (layer.keys[rows], layer.values[rows])
-            )
+            keys, values = (layer.keys, layer.values) if rows is None else (layer.keys[rows], layer.values[rows])
             other.update(keys, values, self.first + index)
         return other
 

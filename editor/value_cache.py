@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 import safetensors
 from safetensors.torch import save_file
-from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from torch import Tensor
 
     from editor.requests import EditRequest
     from editor.settings import MemitSettings

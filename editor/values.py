@@ -46,9 +46,7 @@ class _Suffixes:
     cache: RangeCache
 
     def select(self, rows: Tensor) -> _Suffixes:
-        return _Suffixes(
-            self.hidden[rows], self.mask[rows], self.positions[rows], self.cache.select(rows)
-        )
+        return _Suffixes(self.hidden[rows], self.mask[rows], self.positions[rows], self.cache.select(rows))
 
     def run(self, upper: Stack, delta: Tensor) -> Tensor:
         """Final hidden states ``[rows, S, d]`` with ``delta`` [rows, d] added at the subject's last token."""
@@ -119,9 +117,7 @@ class ValueOptimiser:
         contexts: context templates with one ``{}``; the first is the bare ``"{}"``.
     """
 
-    def __init__(
-        self, language_model: LanguageModel, settings: MemitSettings, contexts: Sequence[str]
-    ) -> None:
+    def __init__(self, language_model: LanguageModel, settings: MemitSettings, contexts: Sequence[str]) -> None:
         self._lm = language_model
         self._settings = settings
         self._contexts = tuple(contexts)
@@ -130,9 +126,7 @@ class ValueOptimiser:
         self._lower = Stack(language_model.model, language_model.architecture, 0, top, from_tokens=True)
         self._upper = Stack(language_model.model, language_model.architecture, top, depth, from_tokens=False)
 
-    def __call__(
-        self, requests: Sequence[EditRequest], after_step: Callable[[int, int], None] | None = None
-    ) -> Tensor:
+    def __call__(self, requests: Sequence[EditRequest], after_step: Callable[[int, int], None] | None = None) -> Tensor:
         """Value vectors ``z`` as float32 ``[facts, d]``.
 
         Args:
@@ -196,7 +190,8 @@ class ValueOptimiser:
         # As in the reference: the expectation is under the present distribution, KL(now || before).
         divergence = (now.exp() * (now - batch.essence_before)).sum(1)
         decay = delta.norm(dim=1) / batch.initial.norm(dim=1) ** 2
-        return nll / len(batch.texts) + settings.kl_factor * divergence + settings.weight_decay * decay
+        loss: Tensor = nll / len(batch.texts) + settings.kl_factor * divergence + settings.weight_decay * decay
+        return loss
 
     def _log_probs(self, hidden: Tensor) -> Tensor:
         """Log-probabilities in float32 over the vocabulary, last dimension."""
@@ -211,8 +206,10 @@ class ValueOptimiser:
             raise RequestInvalid("facts optimised together need the same number of variants")
         texts = [self._text(rows) for rows in zip(*by_fact, strict=True)]
         # The KL is taken at the subject's last token, so nothing after it matters.
-        essence = [TokenRow(row.ids[: row.subject + 1], row.subject, row.target)
-                   for row in (essence_row(tokenizer, r.subject) for r in requests)]
+        essence = [
+            TokenRow(row.ids[: row.subject + 1], row.subject, row.target)
+            for row in (essence_row(tokenizer, r.subject) for r in requests)
+        ]
         essence_suffixes = self._suffixes(essence)
         initial = texts[0].suffixes.hidden[:, 0].float()
         nothing = torch.zeros_like(initial)
@@ -264,4 +261,3 @@ class ValueOptimiser:
         after_mask = (after < length.unsqueeze(1)).long()
         after = after.clamp(max=ids.shape[1] - 1)
         return _Suffixes(hidden[row_index, after], torch.cat([before_mask, after_mask], 1), after, cache)
-

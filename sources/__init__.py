@@ -67,9 +67,7 @@ class FeedOptions(TypedDict, total=False):
     stamps: Stamps
 
 
-def open_embedded(
-    path: Path, relations: Sequence[Relation], **options: Unpack[FeedOptions]
-) -> WikidataSource:
+def open_embedded(path: Path, relations: Sequence[Relation], **options: Unpack[FeedOptions]) -> WikidataSource:
     """Open an RDF file or the directory of an Oxigraph store as a source inside the process.
 
     The data is read here; a file that changes later needs a new source. A snapshot is complete up to

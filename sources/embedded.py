@@ -63,8 +63,7 @@ class EmbeddedEngine:
                 raise BadQuery("not a SELECT query: only SELECT can be asked")
             names = [variable.value for variable in answer.variables]
             return [
-                {name: _term(term) for name in names if (term := solution[name]) is not None}
-                for solution in answer
+                {name: _term(term) for name in names if (term := solution[name]) is not None} for solution in answer
             ]
         except SyntaxError as error:
             raise BadQuery(f"the embedded engine does not accept the query: {error.msg}") from error

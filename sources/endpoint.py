@@ -81,9 +81,7 @@ class EndpointEngine:
 
     """
 
-    def __init__(
-        self, url: str, *, user_agent: str, timeout_seconds: float, limits: Limits = DEFAULT_LIMITS
-    ) -> None:
+    def __init__(self, url: str, *, user_agent: str, timeout_seconds: float, limits: Limits = DEFAULT_LIMITS) -> None:
         self._host = _checked_host(url)
         if not user_agent.strip() or not user_agent.isascii() or not user_agent.isprintable():
             raise SourceError(
@@ -163,9 +161,7 @@ class EndpointEngine:
         if status >= 500:
             return SourceDown(f"{host} is in trouble (HTTP {status}: {detail}): try again later")
         if status in {400, 413, 414}:
-            return BadQuery(
-                f"{host} rejects the query (HTTP {status}: {detail}): check the languages and ids"
-            )
+            return BadQuery(f"{host} rejects the query (HTTP {status}: {detail}): check the languages and ids")
         return BadAnswer(f"{host} answered HTTP {status} ({detail}): check that this is a SPARQL endpoint")
 
     def _document(self, reply: Reply) -> Any:
@@ -178,9 +174,7 @@ class EndpointEngine:
         kind = reply.headers.get_content_type()
         coding = reply.headers.get("Content-Encoding", "identity")
         if kind not in ANSWER_TYPES or coding.lower() != "identity":
-            raise BadAnswer(
-                f"{host} answered with {kind}, coding {coding}, not SPARQL JSON: check address and proxy"
-            )
+            raise BadAnswer(f"{host} answered with {kind}, coding {coding}, not SPARQL JSON: check address and proxy")
         try:
             return json.loads(reply.body)
         except (ValueError, RecursionError) as error:
@@ -208,9 +202,7 @@ class EndpointEngine:
                     f"{self._host} answered with {len(bindings)} rows, perhaps cut short: ask for less"
                 )
             known = frozenset(names)
-            return [
-                {name: _term(term) for name, term in binding.items() if name in known} for binding in bindings
-            ]
+            return [{name: _term(term) for name, term in binding.items() if name in known} for binding in bindings]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise BadAnswer(
                 f"{self._host} sent JSON that is no SPARQL result ({error!r:.200}): check the address"

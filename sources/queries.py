@@ -103,9 +103,7 @@ def replication_time() -> Query:
     )
 
 
-def discovery(
-    pids: Sequence[str], stamps: Stamps, after: Cursor | None, until: datetime, limit: int
-) -> Query:
+def discovery(pids: Sequence[str], stamps: Stamps, after: Cursor | None, until: datetime, limit: int) -> Query:
     """Ask for items that carry one of ``pids``, oldest modification first: ``item modified revision``.
 
     Args:

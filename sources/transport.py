@@ -56,9 +56,7 @@ class _Line:
         self._sockets: list[socket.socket] = []
         self._cut = False
 
-    def open(
-        self, connection: http.client.HTTPConnection, connect: Callable[[], None], seconds: float
-    ) -> None:
+    def open(self, connection: http.client.HTTPConnection, connect: Callable[[], None], seconds: float) -> None:
         """Call ``connect``, with less patience than the ``seconds`` that later reads get."""
         connection.timeout = min(CONNECT_SECONDS, seconds / 2)
         connect()

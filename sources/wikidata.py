@@ -108,8 +108,7 @@ class WikidataSource:
         times = [time for row in rows if "time" in row and (time := parse_time(row["time"].value))]
         if not times:
             raise BadAnswer(
-                f"{self.name} does not say how far its data goes: "
-                "<http://www.wikidata.org> needs a schema:dateModified"
+                f"{self.name} does not say how far its data goes: <http://www.wikidata.org> needs a schema:dateModified"
             )
         # Where several places say so, the older ones are the time of an initial load.
         return max(times)

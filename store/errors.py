@@ -14,7 +14,6 @@
 Every message is one line and ends with what to do next.
 """
 
-# ruff: noqa: N818 - the names say what is the matter; that they are errors, the tree says
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

@@ -123,9 +123,7 @@ def _sqlite_failure(error: sqlite3.Error, where: str, *, reading: bool) -> Store
         case sqlite3.SQLITE_READONLY if not reading:
             return StateUnwritable(f"{where} is read-only: change its owner or mode, or remount its disk")
         case sqlite3.SQLITE_FULL:
-            return StateUnwritable(
-                f"no space left for {where}: free some, or move the state to a larger disk"
-            )
+            return StateUnwritable(f"no space left for {where}: free some, or move the state to a larger disk")
         case sqlite3.SQLITE_IOERR:
             return StateUnwritable(f"{where}: {text}: check the disk (full?) and the kernel log")
         case sqlite3.SQLITE_CANTOPEN:

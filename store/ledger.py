@@ -64,9 +64,7 @@ def unfinished_cycle(session: Session) -> Cycle | None:
 
 def held_candidate(session: Session) -> Version | None:
     """Find the candidate that waits for an operator: the newest one whose last cycle ended ``held``."""
-    candidates = (
-        select(Version).where(Version.state == VersionState.CANDIDATE).order_by(col(Version.id).desc())
-    )
+    candidates = select(Version).where(Version.state == VersionState.CANDIDATE).order_by(col(Version.id).desc())
     for candidate in session.exec(candidates):
         last = select(Cycle).where(Cycle.candidate_id == candidate.id).order_by(col(Cycle.id).desc()).limit(1)
         cycle = session.exec(last).first()
@@ -117,9 +115,7 @@ def reject(session: Session, version: Version, reason: str, now: datetime) -> Ve
     if version.state == VersionState.REJECTED:
         return version
     if version.state != VersionState.CANDIDATE:
-        raise WrongState(
-            f"version {version.id} is {version.state}, not a candidate: use `factsyncd rollback`"
-        )
+        raise WrongState(f"version {version.id} is {version.state}, not a candidate: use `factsyncd rollback`")
     _decide(version, VersionState.REJECTED, reason, now)
     session.flush()
     return version

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 # Another file system, one without hard links, and the two ways in which one too many is refused:
 # the file's link count is exhausted, or the kernel protects other users' files (fs.protected_hardlinks).
-_CANNOT_LINK = frozenset(
-    {errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EPERM, errno.EACCES}
-)
+_CANNOT_LINK = frozenset({errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EPERM, errno.EACCES})
 
 
 def link_or_copy(source: Path, target: Path) -> bool:

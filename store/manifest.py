@@ -86,9 +86,7 @@ class Manifest:
         if not intact:
             raise ArtifactCorrupt(version_id, FILE_NAME, "a sealed manifest", "one changed after sealing")
         if manifest.version_id != version_id:
-            raise ArtifactCorrupt(
-                version_id, FILE_NAME, f"version {version_id}", f"version {manifest.version_id}"
-            )
+            raise ArtifactCorrupt(version_id, FILE_NAME, f"version {version_id}", f"version {manifest.version_id}")
         return manifest
 
 

@@ -40,7 +40,7 @@ class UtcDateTime(TypeDecorator[datetime]):
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - fixed by SQLAlchemy
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Refuse naive values and store UTC."""
         if value is None:
             return None
@@ -48,11 +48,19 @@ class UtcDateTime(TypeDecorator[datetime]):
             raise ValueError(f"naive datetime {value!r}: give it a time zone")
         return value.astimezone(UTC)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - fixed by SQLAlchemy
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Return UTC, also where the database forgot the zone (SQLite)."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def key(row: SQLModel) -> int:
+    """The number of a row that the database has numbered."""
+    number: int | None = getattr(row, "id", None)
+    if number is None:
+        raise ValueError(f"{type(row).__name__} is not stored yet")
+    return number
 
 
 def utc_now() -> datetime:
@@ -123,9 +131,7 @@ def _foreign_key(target: str, **kwargs: Any) -> Any:
 
 def _enum(kind: type[StrEnum], **kwargs: Any) -> Any:
     """Make a string column that holds the enum's values, not its Python names."""
-    stored = SqlEnum(
-        kind, native_enum=False, length=16, values_callable=lambda members: [m.value for m in members]
-    )
+    stored = SqlEnum(kind, native_enum=False, length=16, values_callable=lambda members: [m.value for m in members])
     return Column(stored, **{"nullable": False} | kwargs)
 
 
@@ -279,9 +285,7 @@ class Cycle(SQLModel, table=True):
     candidate_id: int | None = Field(default=None, sa_column=_foreign_key("versions.id", nullable=True))
     detail: str = ""
     # Mutable, so that ``cycle.counts["changes"] = 3`` is noticed and written.
-    counts: dict[str, int] = Field(
-        default_factory=dict, sa_column=Column(MutableDict.as_mutable(JSON), nullable=False)
-    )
+    counts: dict[str, int] = Field(default_factory=dict, sa_column=Column(MutableDict.as_mutable(JSON), nullable=False))
     started_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
     finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 

@@ -78,7 +78,9 @@ def turtle(*, after: bool) -> str:
     graph = Graph(replicated=at(AFTER if after else BEFORE))
     for number, (qid, (label, *values)) in enumerate(COUNTRIES.items()):
         changed = after and qid in CHANGES
-        revision, modified = (2000 + number, f"2022-06-{number + 1:02}T00:00:00") if changed else (1000 + number, "2021-05-01T00:00:00")
+        revision, modified = (
+            (2000 + number, f"2022-06-{number + 1:02}T00:00:00") if changed else (1000 + number, "2021-05-01T00:00:00")
+        )
         graph.item(qid, label, revision, modified)
         for pid, column in PROPERTIES.items():
             changes = changed and pid == "P6"
@@ -125,7 +127,9 @@ def save_model(directory: Path, *, steps: int = 80) -> Path:
 
 def write_text(file: Path) -> Path:
     """Ordinary text for the covariance and the perplexity."""
-    file.write_text("\n".join(f"Year {year}: {text}" for year in range(1900, 1910) for text in sentences(COUNTRIES)), "utf-8")
+    file.write_text(
+        "\n".join(f"Year {year}: {text}" for year in range(1900, 1910) for text in sentences(COUNTRIES)), "utf-8"
+    )
     return file
 
 

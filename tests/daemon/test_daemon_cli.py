@@ -76,7 +76,7 @@ def rewrite(config: Path, old: str, new: str) -> None:
     config.write_text(text.replace(old, new), "utf-8")
 
 
-@pytest.mark.parametrize("path", every_command(), ids=" ".join)
+@pytest.mark.parametrize("path", list(every_command()), ids=" ".join)
 def test_every_command_explains_itself(factsyncd: Factsyncd, path: tuple[str, ...]) -> None:
     finished = factsyncd(*path, "--help")
     assert (finished.code, finished.errors) == (0, "")
@@ -171,7 +171,6 @@ def test_a_snapshot_that_cannot_be_read_is_one_line_and_changes_nothing(
     assert finished.data["counts"]["changes"] == len(CHANGES)
 
 
-@pytest.mark.slow  # the endpoint's retries take their time
 def test_an_unreachable_endpoint_is_one_line(factsyncd: Factsyncd, ready: Path) -> None:
     rewrite(
         ready, '[source]\npath = "facts.ttl"',
@@ -234,12 +233,17 @@ def test_a_damaged_version_is_found_by_verify(factsyncd: Factsyncd, ready: Path)
 
 @pytest.mark.parametrize(
     "command",
-    [("rollback",), ("rollback", "9"), ("approve", "1"), ("reject", "1"), ("why", "Q1"), ("ask", "x", "--version", "9")],
+    [
+        ("rollback",),
+        ("rollback", "9"),
+        ("approve", "1"),
+        ("reject", "1"),
+        ("why", "Q1"),
+        ("ask", "x", "--version", "9"),
+    ],
     ids=" ".join,
 )
-def test_a_request_that_cannot_be_met_is_one_line(
-    factsyncd: Factsyncd, ready: Path, command: tuple[str, ...]
-) -> None:
+def test_a_request_that_cannot_be_met_is_one_line(factsyncd: Factsyncd, ready: Path, command: tuple[str, ...]) -> None:
     refused(factsyncd(*command, "--config", ready))
 
 
@@ -253,6 +257,44 @@ def test_every_reading_command_speaks_json_and_to_people(
     shown = factsyncd("--config", ready, *command)
     assert (shown.code, shown.errors) == (0, "")
     assert shown.output.strip()
+
+
+def test_the_promised_arguments_are_there(factsyncd: Factsyncd, ready: Path) -> None:
+    (ready.parent / "facts.ttl").write_text(turtle(after=True), "utf-8")
+    assert factsyncd("once", "--config", ready).code == 0
+
+    def rows(*command: str) -> list[dict[str, object]]:
+        finished = factsyncd(*command, "--json", "--config", ready)
+        assert finished.code == 0, finished.errors
+        return list(finished.data)
+
+    assert len(rows("facts")) == 24
+    assert {row["pid"] for row in rows("facts", "--property", "P6")} == {"P6"}
+    assert {row["qid"] for row in rows("facts", "--state", "live")} == set(CHANGES)
+    assert len(rows("why", "Q34")) == 2
+    assert len(rows("why", "Q34", "P6")) == 1
+    assert [row["version"] for row in rows("ask", "The capital of Greece is", "--version", "0", "--version", "1")] == [
+        0,
+        1,
+    ]
+    assert factsyncd("rollback", "0", "--config", ready).code == 0
+    assert len(rows("quarantine", "list")) == 4
+    assert "1 changes" in factsyncd("quarantine", "release", "Q34", "--config", ready).output
+    assert factsyncd("quarantine", "release", "--config", ready).code == 0
+    with_version = factsyncd("status", "--json", "--config", ready).data
+    assert (with_version["promoted"], with_version["quarantined"]) == (0, 0)
+    assert (ready.parent / "state" / "current").readlink().name == "v0"
+
+
+def test_a_pull_never_goes_on_with_a_cycle_that_is_past_it(factsyncd: Factsyncd, ready: Path) -> None:
+    """After a kill in the edit phase a `pull` must not edit and promote."""
+    (ready.parent / "facts.ttl").write_text(turtle(after=True), "utf-8")
+    broken = factsyncd("once", "--config", ready, env={"FACTSYNCD_EDIT__LAYERS": "[3]"})
+    refused(broken, "edit layers")
+    pulled = factsyncd("pull", "--json", "--config", ready)
+    assert pulled.code == 0
+    assert pulled.data["phase"] in {"diff", "batch", "edit"}
+    assert factsyncd("status", "--json", "--config", ready).data["promoted"] == 0
 
 
 def test_pull_stops_before_diff_and_once_goes_on(factsyncd: Factsyncd, ready: Path) -> None:

@@ -47,7 +47,10 @@ def refused(file: Path) -> str:
         (MINIMAL + "[log]\nlevel = 'loud'\n", "log.level"),
         ("", "source"),
         ("[source]\nkind = 'embedded'\n", "source: kind embedded needs path"),
-        ("[source]\nkind = 'endpoint'\nurl = 'https://x.org/sparql'\n", "source: kind endpoint needs url and user_agent"),
+        (
+            "[source]\nkind = 'endpoint'\nurl = 'https://x.org/sparql'\n",
+            "source: kind endpoint needs url and user_agent",
+        ),
         ("[source]\nkind = 'endpoint'\nuser_agent = 'a/1 (b; c)'\n", "source: kind endpoint needs url and user_agent"),
         ("[source]\nkind = 'ftp'\n", "source.kind"),
         ("source = 3\n", "source"),

@@ -85,9 +85,7 @@ def test_a_failure_outweighs_what_is_inconclusive() -> None:
 
 
 def test_without_a_live_edit_the_floors_have_nothing_to_say() -> None:
-    withdrawn = Measurement(
-        {"neighbourhood": 1.0, "control": 1.0}, {"neighbourhood": 50, "control": 50}, 20.0, 4000
-    )
+    withdrawn = Measurement({"neighbourhood": 1.0, "control": 1.0}, {"neighbourhood": 50, "control": 50}, 20.0, 4000)
     comparisons = judged(withdrawn)
     assert [c.n for c in comparisons if c.against == "floor"] == [0, 0]
     assert decide(comparisons) is Decision.PROMOTE

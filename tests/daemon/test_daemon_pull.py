@@ -305,9 +305,7 @@ def test_the_baseline_is_fixed_before_the_first_page(
     assert {change.qid for change in changes(database) if change.pid == "P6"} == set(CHANGES)
 
 
-def test_a_damaged_snapshot_leaves_everything_as_it_was(
-    runtime: Runtime, database: Database, snapshot: Path
-) -> None:
+def test_a_damaged_snapshot_leaves_everything_as_it_was(runtime: Runtime, database: Database, snapshot: Path) -> None:
     pull(runtime, new_cycle(database))
     before = cursor(database, runtime)
     snapshot.write_text(turtle(after=True)[:-40], "utf-8")

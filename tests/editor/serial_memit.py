@@ -104,9 +104,7 @@ def _last_token_at(offsets: Sequence[tuple[int, int]], position: int) -> int:
     return covering[-1]
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerFast, before: str, subject: str, after: str, target: str = ""
-) -> Row:
+def encode(tokenizer: PreTrainedTokenizerFast, before: str, subject: str, after: str, target: str = "") -> Row:
     """Tokenise ``before + subject + after``, and with a target one space and the target, as one text."""
     prompt = before + subject + after
     encoded = tokenizer(prompt + (f" {target}" if target else ""), return_offsets_mapping=True)
@@ -124,9 +122,7 @@ def encode(
     return Row(ids[: places[-1]], lookup, [ids[i] for i in places])
 
 
-def request_row(
-    tokenizer: PreTrainedTokenizerFast, context: str, request: SerialRequest, *, with_target: bool
-) -> Row:
+def request_row(tokenizer: PreTrainedTokenizerFast, context: str, request: SerialRequest, *, with_target: bool) -> Row:
     """Tokenise the request's prompt within the context, with the target behind it or without."""
     before, after = fill(context, request.prompt)
     return encode(tokenizer, before, request.subject, after, request.target if with_target else "")
@@ -366,11 +362,7 @@ def keys(
 ) -> Tensor:
     """The keys of several facts, shape [number of facts, d_ff]; see ``key``."""
     _check_contexts(contexts)
-    rows = [
-        request_row(tokenizer, context, request, with_target=False)
-        for request in requests
-        for context in contexts
-    ]
+    rows = [request_row(tokenizer, context, request, with_target=False) for request in requests for context in contexts]
     inputs = _read(model, _down_projection(model, layer), rows, inputs=True)
     each = inputs.reshape(len(requests), len(contexts), -1)
     bare = each[:, 0]

@@ -92,9 +92,7 @@ def test_updates_agree(tiny: LanguageModel, tmp_path: Path, layers: tuple[int, .
     memit = Memit(tiny, chosen, Preparation(CONTEXTS, moments), ValueCache(tmp_path))
     ours = memit.update([EditRequest(*fact) for fact in FACTS])
     requests = [serial.SerialRequest(*fact) for fact in sorted(FACTS)]
-    oracle = serial.update(
-        tiny.model, tiny.tokenizer, requests, oracle_settings(chosen), CONTEXTS, moments
-    )
+    oracle = serial.update(tiny.model, tiny.tokenizer, requests, oracle_settings(chosen), CONTEXTS, moments)
     assert len(ours) == len(layers)
     for layer, delta in oracle.items():
         module = tiny.architecture.down_projection_of(tiny.model, layer)

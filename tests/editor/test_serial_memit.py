@@ -249,9 +249,7 @@ def test_half_of_a_key_is_the_bare_prompt(build: Callable):
 
     def alone(text_before_end: str) -> torch.Tensor:
         seen = []
-        handle = down(model, 1).register_forward_pre_hook(
-            lambda _m, args: seen.append(args[0][0, -1].clone())
-        )
+        handle = down(model, 1).register_forward_pre_hook(lambda _m, args: seen.append(args[0][0, -1].clone()))
         with torch.no_grad():
             model(torch.tensor([tokenizer(text_before_end)["input_ids"]]))
         handle.remove()

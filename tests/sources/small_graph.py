@@ -97,9 +97,7 @@ def albania() -> Graph:
     graph.item("Q403", "Serbia", 1800, "2022-09-01T00:00:00")
     graph.says("Q403", "P35", "_:unknown").says("Q403", "P6", "wd:Q5", rank="Preferred")
     graph.says("Q403", "P6", "wd:Q6", P580=f"{time_literal('2000-01-01')}, {time_literal('2001-01-01')}")
-    for number, label in enumerate(
-        ("Bujar Nishani", "Ilir Meta", "Bajram Begaj", "Nobody", "Ana Brnabić"), 1
-    ):
+    for number, label in enumerate(("Bujar Nishani", "Ilir Meta", "Bajram Begaj", "Nobody", "Ana Brnabić"), 1):
         graph.label(f"Q{number}", label)
     return graph.label("Q6", "Somebody Else", "mul")
 

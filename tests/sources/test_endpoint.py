@@ -328,9 +328,7 @@ def test_a_connection_that_breaks_off(engine, sent):
 def test_a_timeout_reported_in_a_body_that_breaks_off(engine):
     size = b"%x\r\n" % len(WDQS_TIMEOUT)
     with (
-        raw_server(
-            lambda c: c.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + size + WDQS_TIMEOUT)
-        ) as url,
+        raw_server(lambda c: c.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + size + WDQS_TIMEOUT)) as url,
         pytest.raises(QueryTimeout),
     ):
         engine(url).select(QUERY)
@@ -377,9 +375,7 @@ def tls(tmp_path, monkeypatch):
     if openssl is None:
         pytest.skip("needs the openssl command to make a certificate")
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    command = (
-        f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -keyout {key} -out {certificate}"
-    )
+    command = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -keyout {key} -out {certificate}"
     subprocess.run(
         [openssl, *command.split(), "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True
     )
@@ -445,7 +441,5 @@ def test_an_answer_in_pieces(httpserver, engine):
     many = {"head": {"vars": ["x"]}, "results": {"bindings": ONE_ROW["results"]["bindings"] * 5000}}
     text = json.dumps(many).encode()
     pieces = [text[start : start + 1000] for start in range(0, len(text), 1000)]
-    httpserver.expect_request("/sparql").respond_with_handler(
-        lambda _: Response(iter(pieces), content_type=JSON_TYPE)
-    )
+    httpserver.expect_request("/sparql").respond_with_handler(lambda _: Response(iter(pieces), content_type=JSON_TYPE))
     assert len(engine().select(QUERY)) == 5000

@@ -141,13 +141,9 @@ def many_engine(tmp_path_factory):
     overlap=st.integers(0, 5),
     lives=st.lists(st.integers(1, 3), min_size=1, max_size=30),
 )
-def test_killed_anywhere_nothing_is_lost_and_the_cursor_never_goes_back(
-    many_engine, page_size, overlap, lives
-):
+def test_killed_anywhere_nothing_is_lost_and_the_cursor_never_goes_back(many_engine, page_size, overlap, lives):
     """A reader that stores pages and dies after a few of them, again and again, before a last full pass."""
-    source = WikidataSource(
-        many_engine, P35, page_size=page_size, overlap=timedelta(seconds=overlap), lag=timedelta(0)
-    )
+    source = WikidataSource(many_engine, P35, page_size=page_size, overlap=timedelta(seconds=overlap), lag=timedelta(0))
     cursor, seen = None, set()
     for life in [*lives, 1000]:
         for page, _ in zip(source.pages(cursor), range(life), strict=False):
@@ -210,8 +206,7 @@ def test_the_latest_of_several_replication_times_counts(opened):
 def test_stamps_on_the_document(opened):
     graph = Graph().says("Q1", "P35", "wd:Q1").label("Q1", "One")
     graph.lines.append(
-        "wdata:Q1 schema:about wd:Q1 ; schema:version 5 ; "
-        'schema:dateModified "2022-01-01T00:00:00Z"^^xsd:dateTime .'
+        'wdata:Q1 schema:about wd:Q1 ; schema:version 5 ; schema:dateModified "2022-01-01T00:00:00Z"^^xsd:dateTime .'
     )
     found = by_slot(opened(graph, stamps=Stamps.DOCUMENT).pages(None))
     assert found["Q1", "P35"].revision == 5
@@ -226,9 +221,7 @@ def test_an_item_at_two_revisions_counts_at_the_newer(opened):
 
 def test_a_stamp_of_the_wrong_shape(opened):
     graph = Graph().says("Q1", "P35", "wd:Q1")
-    graph.lines.append(
-        'wd:Q1 schema:dateModified "2022-01-01T00:00:00Z"^^xsd:dateTime ; schema:version "new" .'
-    )
+    graph.lines.append('wd:Q1 schema:dateModified "2022-01-01T00:00:00Z"^^xsd:dateTime ; schema:version "new" .')
     with pytest.raises(BadAnswer, match="check where dateModified and version sit"):
         list(opened(graph).pages(None))
 

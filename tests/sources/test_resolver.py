@@ -20,9 +20,7 @@ def item(number: int) -> Value:
 
 
 def says(name: str, number: int = 1, rank: Rank = Rank.NORMAL, **qualifiers: object) -> Statement:
-    sets = {
-        key: frozenset(value if isinstance(value, list) else [value]) for key, value in qualifiers.items()
-    }
+    sets = {key: frozenset(value if isinstance(value, list) else [value]) for key, value in qualifiers.items()}
     return Statement(name, rank, Snak.VALUE, item(number), **sets)
 
 
@@ -74,10 +72,7 @@ def test_what_is_current(statement):
 
 
 def test_a_second_term_that_has_not_begun_does_not_revive_the_first():
-    assert (
-        outcome(says("a", starts=[at("1990-01-01"), at("2050-01-01")], ends=at("2020-01-01")))[0]
-        is Outcome.NONE
-    )
+    assert outcome(says("a", starts=[at("1990-01-01"), at("2050-01-01")], ends=at("2020-01-01")))[0] is Outcome.NONE
 
 
 def test_preferred_wins_unless_it_has_ended():

@@ -122,9 +122,7 @@ def test_ranks_and_successors():
 
 
 def test_a_qualifier_that_is_no_date_is_unknown():
-    odd = only(
-        [row(start=Term(TermKind.BNODE, "b"), end=iri(GENID + "1"), point=literal("2022-02-30T00:00:00Z"))]
-    )
+    odd = only([row(start=Term(TermKind.BNODE, "b"), end=iri(GENID + "1"), point=literal("2022-02-30T00:00:00Z"))])
     assert odd.starts == odd.ends == odd.points == {None}
 
 

@@ -26,9 +26,7 @@ FILES = {
 }
 
 
-def seal(
-    store: ArtifactStore, version_id: int = 1, files: dict[str, bytes] = FILES, extra: dict | None = None
-) -> str:
+def seal(store: ArtifactStore, version_id: int = 1, files: dict[str, bytes] = FILES, extra: dict | None = None) -> str:
     with store.stage(version_id) as staging:
         for name, content in files.items():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
@@ -143,9 +141,7 @@ def test_a_foreign_directory_in_the_way_is_replaced(artifacts: ArtifactStore) ->
     artifacts.verify(1, seal(artifacts))
 
 
-@pytest.mark.parametrize(
-    "name", ["pytorch_model.bin", "a.pt", "sub/a.pth", "a.PKL", "optimizer.ckpt", "modeling_x.py"]
-)
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "a.pt", "sub/a.pth", "a.PKL", "optimizer.ckpt", "modeling_x.py"])
 def test_pickles_and_code_are_refused(artifacts: ArtifactStore, name: str) -> None:
     with pytest.raises(ArtifactRefused, match="safetensors"):
         seal(artifacts, files=FILES | {name: b"x"})
@@ -153,9 +149,7 @@ def test_pickles_and_code_are_refused(artifacts: ArtifactStore, name: str) -> No
     assert list((artifacts.root / ".staging").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "make", [lambda p: p.symlink_to("/etc/passwd"), lambda p: p.symlink_to("/etc"), os.mkfifo]
-)
+@pytest.mark.parametrize("make", [lambda p: p.symlink_to("/etc/passwd"), lambda p: p.symlink_to("/etc"), os.mkfifo])
 def test_anything_but_plain_files_is_refused(artifacts: ArtifactStore, make: Callable[[Path], None]) -> None:
     with artifacts.stage(1) as staging:
         (staging / "model.safetensors").write_bytes(b"x")
@@ -181,20 +175,14 @@ def test_only_a_directory_from_stage_is_sealed(artifacts: ArtifactStore, tmp_pat
         artifacts.seal(tmp_path, 1, {})
 
 
-def test_a_known_digest_spares_reading_a_hard_link(
-    artifacts: ArtifactStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_known_digest_spares_reading_a_hard_link(artifacts: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
     seal(artifacts, 1)
     known = {"model-00001.safetensors": artifacts.manifest(1).files["model-00001.safetensors"].sha256}
     read: list[str] = []
     original = hashlib.file_digest
-    monkeypatch.setattr(
-        hashlib, "file_digest", lambda f, name: read.append(Path(f.name).name) or original(f, name)
-    )
+    monkeypatch.setattr(hashlib, "file_digest", lambda f, name: read.append(Path(f.name).name) or original(f, name))
     with artifacts.stage(2) as staging:
-        assert link_or_copy(
-            artifacts.path(1) / "model-00001.safetensors", staging / "model-00001.safetensors"
-        )
+        assert link_or_copy(artifacts.path(1) / "model-00001.safetensors", staging / "model-00001.safetensors")
         (staging / "model-00002.safetensors").write_bytes(b"edited")
         artifacts.seal(staging, 2, {}, known=known)
     assert read == ["model-00002.safetensors"]
@@ -223,7 +211,7 @@ def test_a_known_digest_of_a_missing_file_is_a_mistake(artifacts: ArtifactStore)
 
 
 def test_what_was_not_sealed_is_deleted_and_the_error_comes_through(artifacts: ArtifactStore) -> None:
-    with pytest.raises(ZeroDivisionError), artifacts.stage(1) as staging:  # noqa: PT012 - the block is what fails
+    with pytest.raises(ZeroDivisionError), artifacts.stage(1) as staging:
         (staging / "model.safetensors").write_bytes(b"x")
         raise ZeroDivisionError
     assert list((artifacts.root / ".staging").iterdir()) == []
@@ -313,9 +301,7 @@ def test_every_byte_of_the_manifest_counts() -> None:
         artifacts.verify(1)
 
 
-@pytest.mark.parametrize(
-    "content", [b"[]", b"null", b'{"files": 3}', b"[" * 100_000, b"\xff", b'{"files": {"a": 1}}']
-)
+@pytest.mark.parametrize("content", [b"[]", b"null", b'{"files": 3}', b"[" * 100_000, b"\xff", b'{"files": {"a": 1}}'])
 def test_a_manifest_that_is_other_json_is_corrupt(artifacts: ArtifactStore, content: bytes) -> None:
     seal(artifacts)
     (artifacts.path(1) / "MANIFEST.json").write_bytes(content)
@@ -331,9 +317,7 @@ SHARDS = ["model-00001.safetensors", "model-00002.safetensors"]
 @st.composite
 def damages(draw: st.DrawFn) -> tuple[str, Callable[[Path], None]]:
     """A way to damage a version, and the file that verify must name."""
-    kind = draw(
-        st.sampled_from(["flip", "truncate", "grow", "missing", "extra", "symlink", "swap", "hidden"])
-    )
+    kind = draw(st.sampled_from(["flip", "truncate", "grow", "missing", "extra", "symlink", "swap", "hidden"]))
     name = draw(st.sampled_from(FULL_NAMES if kind in ("flip", "truncate") else NAMES))
     number = draw(st.integers(0, 2000))
     mask = draw(st.integers(1, 255))
@@ -384,16 +368,12 @@ def test_any_damage_is_found_and_the_file_is_named(damaged: tuple[str, Callable[
 @settings(max_examples=40, deadline=None)
 @given(
     st.dictionaries(
-        st.text("abcé 😀.-_", min_size=1, max_size=8).filter(
-            lambda n: n.strip(".") and not n.startswith("MANI")
-        ),
+        st.text("abcé 😀.-_", min_size=1, max_size=8).filter(lambda n: n.strip(".") and not n.startswith("MANI")),
         st.binary(max_size=50),
         min_size=1,
         max_size=5,
     ),
-    st.dictionaries(
-        st.text(max_size=5), st.integers() | st.text(max_size=5) | st.none() | st.booleans(), max_size=3
-    ),
+    st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5) | st.none() | st.booleans(), max_size=3),
 )
 def test_any_files_and_metadata_round_trip(files: dict[str, bytes], extra: dict[str, object]) -> None:
     with tempfile.TemporaryDirectory(dir=FAST_DISK) as top:

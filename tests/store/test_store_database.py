@@ -32,7 +32,7 @@ def test_a_transaction_is_committed_once_at_the_end(database: Database) -> None:
 
 
 def test_a_transaction_that_fails_leaves_nothing(database: Database) -> None:
-    with pytest.raises(ZeroDivisionError), database.transaction() as session:  # noqa: PT012 - the block is what fails
+    with pytest.raises(ZeroDivisionError), database.transaction() as session:
         session.add(Control(key="a", value="1"))
         session.flush()
         raise ZeroDivisionError
@@ -40,7 +40,7 @@ def test_a_transaction_that_fails_leaves_nothing(database: Database) -> None:
 
 
 def test_an_early_commit_is_an_error_when_the_transaction_goes_on(database: Database) -> None:
-    with pytest.raises(InvalidRequestError), database.transaction() as session:  # noqa: PT012 - the block is what fails
+    with pytest.raises(InvalidRequestError), database.transaction() as session:
         session.commit()
         session.add(Control(key="a", value="1"))
         session.flush()
@@ -133,9 +133,7 @@ def test_two_writers_neither_deadlock_nor_lose_updates(database: Database) -> No
             with open_database(database.where) as own:
                 for _ in range(25):
                     with own.transaction() as session:
-                        counter = session.get(
-                            Control, "n"
-                        )  # reads first, the deadlock of deferred transactions
+                        counter = session.get(Control, "n")  # reads first, the deadlock of deferred transactions
                         counter.value = str(int(counter.value) + 1)
         except Exception as error:  # noqa: BLE001 - reported below
             errors.append(error)

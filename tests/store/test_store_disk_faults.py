@@ -30,7 +30,7 @@ Unprivileged = Callable[[], AbstractContextManager[None]]
 
 
 def fill(directory: Path) -> None:
-    with pytest.raises(OSError, match="No space"), (directory / "filler").open("wb", buffering=0) as file:  # noqa: PT012 - the block is what fails
+    with pytest.raises(OSError, match="No space"), (directory / "filler").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
 
@@ -77,7 +77,7 @@ def test_weights_that_do_not_fit_leave_the_former_version_and_no_rubbish(small_d
 
 def test_a_manifest_that_does_not_fit_seals_nothing(small_disk: Path) -> None:
     store = ArtifactStore(small_disk / "versions")
-    with pytest.raises(StateUnwritable, match="no space left"), store.stage(1) as staging:  # noqa: PT012 - the block is what fails
+    with pytest.raises(StateUnwritable, match="no space left"), store.stage(1) as staging:
         (staging / "model.safetensors").write_bytes(b"weights")
         fill(small_disk)
         store.seal(staging, 1, {})
@@ -102,7 +102,7 @@ def test_a_failing_operation_seals_nothing_and_says_what_to_do(
     def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    with pytest.raises(StateUnwritable, match=hint) as failure, artifacts.stage(1) as staging:  # noqa: PT012 - the block is what fails
+    with pytest.raises(StateUnwritable, match=hint) as failure, artifacts.stage(1) as staging:
         (staging / "model.safetensors").write_bytes(b"weights")
         (staging / "model.safetensors").chmod(0o600)  # as safetensors leaves it
         monkeypatch.setattr(os, operation, fail)
@@ -118,9 +118,7 @@ def test_an_error_of_the_caller_is_not_blamed_on_the_disk(artifacts: ArtifactSto
         raise ValueError("nonsense")
 
 
-def test_a_directory_that_may_not_be_written_is_named(
-    public_directory: Path, unprivileged: Unprivileged
-) -> None:
+def test_a_directory_that_may_not_be_written_is_named(public_directory: Path, unprivileged: Unprivileged) -> None:
     version = public_directory / "versions" / "v1"
     version.mkdir(parents=True)
     public_directory.chmod(0o555)
@@ -143,9 +141,7 @@ def test_a_directory_that_may_not_be_written_is_named(
     store.root.chmod(0o755)
 
 
-def test_a_read_only_database_reads_but_does_not_write(
-    public_directory: Path, unprivileged: Unprivileged
-) -> None:
+def test_a_read_only_database_reads_but_does_not_write(public_directory: Path, unprivileged: Unprivileged) -> None:
     file = public_directory / "state.db"
     # As beside a running daemon: its open connection keeps the write-ahead log in place.
     with open_database(file) as daemon:

@@ -20,9 +20,7 @@ CANDIDATE, PROMOTED = VersionState.CANDIDATE, VersionState.PROMOTED
 REJECTED, RETIRED = VersionState.REJECTED, VersionState.RETIRED
 
 
-def add_version(
-    session: Session, version_id: int, state: VersionState, edits: tuple[int, ...] = ()
-) -> Version:
+def add_version(session: Session, version_id: int, state: VersionState, edits: tuple[int, ...] = ()) -> Version:
     version = Version(id=version_id, state=state, base_digest="b", settings_digest="s")
     session.add(version)
     session.flush()
@@ -63,9 +61,7 @@ def test_an_empty_database_has_nothing(database: Database) -> None:
             ledger.ledger_edits(session, 3)
 
 
-def test_a_promotion_retires_the_present_version_and_rollback_brings_it_back(
-    database: Database, now: datetime
-) -> None:
+def test_a_promotion_retires_the_present_version_and_rollback_brings_it_back(database: Database, now: datetime) -> None:
     with database.transaction() as session:
         add_version(session, 0, PROMOTED)
         add_version(session, 1, CANDIDATE)
@@ -118,7 +114,7 @@ def test_only_a_candidate_is_rejected(database: Database, now: datetime, state: 
 
 
 def test_the_database_itself_refuses_two_promoted_versions(database: Database) -> None:
-    with pytest.raises(IntegrityError), database.transaction() as session:  # noqa: PT012 - the block is what fails
+    with pytest.raises(IntegrityError), database.transaction() as session:
         add_version(session, 0, PROMOTED)
         add_version(session, 1, PROMOTED)
 
@@ -127,7 +123,7 @@ def test_a_promotion_whose_transaction_fails_leaves_the_former_one(database: Dat
     with database.transaction() as session:
         add_version(session, 0, PROMOTED)
         add_version(session, 1, CANDIDATE)
-    with pytest.raises(ZeroDivisionError), database.transaction() as session:  # noqa: PT012 - the block is what fails
+    with pytest.raises(ZeroDivisionError), database.transaction() as session:
         ledger.promote(session, ledger.get_version(session, 1), "gate", now)
         raise ZeroDivisionError
     assert states(database) == {0: PROMOTED, 1: CANDIDATE}
@@ -233,9 +229,7 @@ class Decisions(RuleBasedStateMachine):
         except ZeroDivisionError:
             return
         assert allowed
-        self.states |= {n: RETIRED for n, state in self.states.items() if state == PROMOTED} | {
-            number: PROMOTED
-        }
+        self.states |= {n: RETIRED for n, state in self.states.items() if state == PROMOTED} | {number: PROMOTED}
 
     @rule(data=st.data())
     def reject(self, data: st.DataObject) -> None:

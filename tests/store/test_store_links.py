@@ -105,9 +105,7 @@ def test_across_file_systems_it_is_a_copy(tmp_path: Path, small_disk: Path) -> N
     assert (small_disk / "b").read_bytes() == b"shard"
 
 
-def test_a_link_that_the_kernel_refuses_becomes_a_copy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_link_that_the_kernel_refuses_becomes_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EMLINK, "too many links")
 

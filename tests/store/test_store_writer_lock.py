@@ -47,7 +47,7 @@ def test_two_competing_processes_are_never_inside_together(tmp_path: Path, start
 
 
 def test_the_lock_is_not_reentrant_and_is_freed_by_an_exception(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), WriterLock(tmp_path):  # noqa: PT012 - the block is what fails
+    with pytest.raises(ZeroDivisionError), WriterLock(tmp_path):
         with pytest.raises(WriterBusy) as busy, WriterLock(tmp_path):
             pass
         assert busy.value.pid == os.getpid()

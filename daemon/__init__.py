@@ -1,0 +1,1 @@
+"""The service: configuration, command line, scheduler, the cycle and its phases, gate, metrics, publication."""
