@@ -103,6 +103,9 @@ def _drop(
 ) -> Comparison:
     threshold: float = getattr(settings, f"{measure}_max_drop")
     n = candidate.counts.get(measure, 0)
+    if measure == "neighbourhood" and not candidate.counts.get("efficacy"):
+        detail = f"{measure}: no live edit to have neighbours"
+        return Comparison(measure, against, None, None, threshold, n, Verdict.PASS, detail)
     if n < settings.minimum_probes:
         detail = f"{measure}: {n} probes, the gate needs {settings.minimum_probes} to decide"
         return Comparison(measure, against, None, None, threshold, n, Verdict.INCONCLUSIVE, detail)

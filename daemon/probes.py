@@ -106,13 +106,15 @@ def _neighbours(
 ) -> list[Probe]:
     """For each edit a few other subjects of its relation, whose value must stay likelier than the one written."""
     subjects = {edit.qid for edit in edits}
+    # A small ledger has more neighbours per edit, or there would be too few to decide.
+    each = max(settings.neighbours_per_fact, -(-2 * settings.minimum_probes // max(1, len(edits))))
     probes = []
     for edit in edits:
         others = [
             fact for fact in facts.get(edit.pid, [])
             if fact.qid not in subjects and fact.values[0]["label"] != edit.target
         ]  # fmt: skip
-        near = _shuffled(others, edit.qid, key=lambda fact: fact.qid)[: settings.neighbours_per_fact]
+        near = _shuffled(others, edit.qid, key=lambda fact: fact.qid)[:each]
         probes += [
             Probe(
                 Kind.NEIGHBOURHOOD, fact.qid, fact.pid, _ask(relations, fact),

@@ -114,12 +114,15 @@ def save_model(directory: Path, *, steps: int = 80) -> Path:
     encoded = tokenizer(known, return_tensors="pt", padding=True)
     labels = encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, -100)
     model.train()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several would only wait for each other on a busy machine
     optimiser = torch.optim.Adam(model.parameters(), lr=6e-3)
     for _ in range(steps):
         loss = model(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"], labels=labels).loss
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    torch.set_num_threads(threads)
     model.eval().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
@@ -190,4 +193,4 @@ class Factsyncd:
 def environment() -> dict[str, str]:
     """The environment of a child: ours without ``FACTSYNCD_*``, with the repository importable."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FACTSYNCD_")}
-    return clean | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
+    return clean | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
