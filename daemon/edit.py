@@ -32,6 +32,7 @@ def edit(runtime: Runtime, cycle_id: int) -> None:
         base = get_version(session, BASE_VERSION)
     model = runtime.model(base)
     terminator = runtime.settings.edit.terminator
+    settings_digest = runtime.settings_digest(model)  # the operator may have changed them since the batch
     memit = runtime.memit(model)
     updates = memit.update(
         [request_of(entry, terminator) for entry in ledger],
@@ -46,14 +47,14 @@ def edit(runtime: Runtime, cycle_id: int) -> None:
             candidate.id,
             extra={
                 "base_digest": base.digest,
-                "settings_digest": candidate.settings_digest,
+                "settings_digest": settings_digest,
                 "ledger": [entry.id for entry in ledger],
             },
             known={name: known[name].sha256 for name in linked},
         )
     with runtime.database.transaction() as session:
         stored = get_version(session, candidate.id)
-        stored.digest = digest
+        stored.digest, stored.settings_digest = digest, settings_digest
         stored.path = f"versions/{runtime.artifacts.path(candidate.id).name}"
         advance(session, cycle_id, Phase.VALIDATE, ledger=len(ledger))
     runtime.log.info("edited", candidate=candidate.id, ledger=len(ledger), digest=digest)

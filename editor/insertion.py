@@ -6,7 +6,7 @@ with the new weights. Texts are cut at the subject's last token, and each block 
 Two terms are ours. With ``suffix_weight`` mu > 0 the system also holds ``mu K_s K_s^T``, the keys of every other token
 of the prompts with their targets. Value vectors are optimised as if only the subject's token changed; without the term
 the update also moves the tokens after it, and a target of several tokens comes out wrong (measured in
-docs/benchmarks.md). Protected texts add ``K_p K_p^T`` in the same way. Without either it is MEMIT as published.
+docs/architecture.md). Protected texts add ``K_p K_p^T`` in the same way. Without either it is MEMIT as published.
 """
 
 from __future__ import annotations

@@ -193,4 +193,10 @@ class Factsyncd:
 def environment() -> dict[str, str]:
     """The environment of a child: ours without ``FACTSYNCD_*``, with the repository importable."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FACTSYNCD_")}
-    return clean | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return clean | {
+        "PYTHONPATH": str(REPOSITORY),
+        "COLUMNS": "200",
+        "NO_COLOR": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }

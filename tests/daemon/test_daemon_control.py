@@ -221,15 +221,20 @@ def test_what_is_live_again_is_no_longer_listed_as_kept_out(state: State) -> Non
 
 def test_rollback_refuses_what_makes_no_sense_and_changes_nothing(state: State) -> None:
     history(state)
-    state.change(3, BATCHED)
     state.version(3, VersionState.REJECTED, (1, 2))
-    state.version(4, VersionState.CANDIDATE, (1, 2, 3), Outcome.HELD)
     before = (state.versions(), state.changes())
-    for number, error in ((2, NotPossible), (4, NotPossible), (3, WrongState), (9, UnknownVersion)):
+    for number, error in ((2, NotPossible), (3, WrongState), (9, UnknownVersion)):
         with pytest.raises(error):
             control.rollback(state.runtime, number)
     assert (state.versions(), state.changes()) == before
     assert state.publications() == []
+
+
+def test_a_candidate_is_approved_and_not_rolled_back_to(state: State) -> None:
+    candidate_of(state)
+    with pytest.raises(NotPossible, match="approve"):
+        control.rollback(state.runtime, 2)
+    assert state.versions()[2] == "candidate"
 
 
 def test_there_is_nothing_behind_the_base(state: State) -> None:
@@ -250,27 +255,21 @@ def test_rollback_to_a_damaged_version_changes_nothing(state: State) -> None:
     assert state.changes() == {1: "live", 2: "live"}
 
 
-def test_rollback_under_a_held_candidate_loses_no_change(state: State) -> None:
-    """Whatever becomes of the candidate, its changes must still be live, waiting or kept out with a reason."""
-    candidate_of(state)
-    control.rollback(state.runtime, 0)
-    if state.versions()[2] == "candidate":
-        control.reject(state.runtime, 2)
-    assert state.changes()[1] == "quarantined"
-    assert state.changes()[2] in {"pending", "quarantined"}
-
-
-def test_rollback_under_a_candidate_in_work_loses_no_change(state: State) -> None:
-    """As after a kill in the edit phase: the cycle that goes on must still find its batch."""
-    candidate_of(state, outcome=None)
-    with state.runtime.database.transaction() as session:
-        session.add(Cycle(phase=Phase.EDIT, candidate_id=2))
+@pytest.mark.parametrize("phase", [Phase.EDIT, None], ids=["in work", "held"])
+def test_rollback_never_loses_the_changes_of_a_candidate(state: State, phase: Phase | None) -> None:
+    """Its batch must not be settled as if it had been decided: refused, or still waiting or kept out with a reason."""
+    candidate_of(state, outcome=Outcome.HELD if phase is None else None)
+    if phase is not None:
+        with state.runtime.database.transaction() as session:
+            session.add(Cycle(phase=phase, candidate_id=2))
     try:
         control.rollback(state.runtime, 0)
     except NotPossible:
+        assert state.versions() == {0: "retired", 1: "promoted", 2: "candidate"}
         assert state.changes() == {1: "live", 2: "batched"}
     else:
-        assert state.changes()[2] in {"pending", "batched", "quarantined"}
+        assert state.changes()[1] == "quarantined"
+        assert state.changes()[2] in {"pending", "quarantined"}
 
 
 def test_approve_promotes_and_publishes_the_held_candidate(state: State) -> None:
