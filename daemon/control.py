@@ -39,9 +39,10 @@ def rollback(runtime: Runtime, version_id: int | None) -> int:
         if present is None or wanted is None:
             raise NotPossible("there is no earlier version to roll back to")
         target = ledger.get_version(session, wanted)
-        if ledger.held_candidate(session) is not None or session.exec(
-            select(Change.id).where(Change.state == ChangeState.BATCHED).limit(1)
-        ).first():
+        if (
+            ledger.held_candidate(session) is not None
+            or session.exec(select(Change.id).where(Change.state == ChangeState.BATCHED).limit(1)).first()
+        ):
             raise NotPossible("a candidate is in work: finish it (`once`) or decide on it (`approve`, `reject`) first")
     if target.id == present.id:
         raise NotPossible(f"version {target.id} is the promoted one already")

@@ -17,6 +17,7 @@ from store.tables import (
     Outcome,
     Phase,
     Publication,
+    Quarantine,
     Version,
     utc_now,
 )
@@ -78,6 +79,11 @@ def settle_changes(session: Session, version: Version) -> None:
     for change in session.exec(select(Change).where(col(Change.id).in_(written))):
         change.state = ChangeState.LIVE
         session.add(change)
+    # What is live again (after a roll-forward) is no longer kept out.
+    kept_out = select(Quarantine).where(col(Quarantine.change_id).in_(written), col(Quarantine.released_at).is_(None))
+    for kept in session.exec(kept_out):
+        kept.released_at = utc_now()
+        session.add(kept)
     for change in session.exec(select(Change).where(Change.state == ChangeState.LIVE)):
         if change.id not in written:
             change.state = ChangeState.SUPERSEDED

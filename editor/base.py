@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from editor.errors import ModelUnavailable
@@ -46,7 +47,7 @@ def write_base(name: str, target: Path, *, dtype: str = "auto") -> None:
             tokenizer.save_pretrained(target)
     except OSError as error:
         raise ModelUnavailable(f"cannot load model {name!r}: {first_line(error)}") from error
-    except (ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelUnavailable(f"cannot read model {name!r}: {first_line(error)}") from error
 
 
