@@ -9,11 +9,12 @@ import json
 import math
 import re
 import sys
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-checkpoint, questions = sys.argv[1], json.load(open(sys.argv[2]))
+checkpoint, questions = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
 tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side="left")
 model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
 correct = []
@@ -30,7 +31,8 @@ with torch.no_grad():
             correct.append(text.startswith(label) and goes_on is None)
     perplexity = None
     if len(sys.argv) > 3:
-        ids = tokenizer(gzip.open(sys.argv[3], "rt").read()[:60_000], return_tensors="pt")["input_ids"][0]
+        text = gzip.decompress(Path(sys.argv[3]).read_bytes()).decode()[:60_000]
+        ids = tokenizer(text, return_tensors="pt")["input_ids"][0]
         windows = ids[: len(ids) // 256 * 256].view(-1, 256)
         losses = [float(model(w[None], labels=w[None]).loss) for w in windows]
         perplexity = math.exp(sum(losses) / len(losses))
