@@ -45,7 +45,7 @@ def show_versions(versions: list[Row]) -> None:
         (
             (
                 _version(version["id"]), version["state"], version["edits"], _time(version["decided_at"]),
-                *(_measured(version["gate"], measure) for measure in MEASURES), version["reason"],
+                *(_measured(version["gate"], measure) for measure in MEASURES), _short(version["reason"]),
             )
             for version in versions
         ),
@@ -120,6 +120,12 @@ def show_quarantine(rows: list[Row]) -> None:
             for row in rows
         ),
     )  # fmt: skip
+
+
+def _short(reason: str | None) -> str:
+    """The first of several reasons; all of them are in the JSON."""
+    first, _, more = (reason or "").partition("; ")
+    return f"{first}; ..." if more else first
 
 
 def _version(number: int | None) -> str:
