@@ -181,7 +181,7 @@ class Edit(SQLModel, table=True):
     qid: str = Field(index=True)
     pid: str
     prompt: str  # with {} for the subject
-    variants: list[str] = Field(sa_column=Column(JSON, nullable=False))  # further wordings, with {}
+    variants: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))  # wordings with {}
     subject: str
     target: str
     former: str | None  # label of the value displaced, for probes
