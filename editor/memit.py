@@ -103,26 +103,17 @@ class Memit:
         Batches follow a total order of the missing facts, so a run resumed after whole batches forms the same
         ones, and with them the same bits.
         """
-        # Texts per fact, target tokens, longest suffix: facts alike in all three waste little padding.
-        shapes: dict[str, tuple[int, int, int]] = {}
+        # Suffix tokens of all the fact's texts, and of its longest: like facts finish together and waste little.
+        shapes: dict[str, tuple[int, int]] = {}
         for key, request in missing.items():
-            rows = rewrite_rows(self._lm.tokenizer, self._contexts, request)
-            shapes[key] = (
-                len(rows),
-                len(rows[0].ids) - rows[0].target,
-                max(len(row.ids) - row.subject for row in rows),
-            )
+            suffixes = [len(row.ids) - row.subject for row in rewrite_rows(self._lm.tokenizer, self._contexts, request)]
+            shapes[key] = (sum(suffixes), max(suffixes))
         batches: list[list[str]] = []
-        longest = 0
+        tokens = 0
         for key in sorted(missing, key=lambda key: (shapes[key], key)):
-            texts, _, suffix = shapes[key]
-            longest = max(longest, suffix)
-            if (
-                not batches
-                or texts != shapes[batches[-1][0]][0]
-                or (len(batches[-1]) + 1) * texts * longest > TOKENS_PER_BATCH
-            ):
+            tokens += shapes[key][0]
+            if not batches or tokens > TOKENS_PER_BATCH:
                 batches.append([])
-                longest = suffix
+                tokens = shapes[key][0]
             batches[-1].append(key)
         return batches

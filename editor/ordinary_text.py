@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TopKLogitsWarper,
+)
 
 from editor.errors import CovarianceTooSmall, ModelUnavailable
 from editor.language_model import quiet_transformers
@@ -21,9 +27,12 @@ if TYPE_CHECKING:
     from editor.language_model import LanguageModel
 
 WINDOW = 128
-"""Tokens of one text."""
+"""Tokens of one text that is read."""
 
-SAMPLE_BATCH = 128
+SAMPLED_WINDOW = 64
+"""Tokens that a model writes behind an opener; many short texts are sooner written than few long ones."""
+
+SAMPLE_BATCH = 256
 
 OPENERS = (
     "The history of", "In the early", "The city of", "He was born in", "She studied at", "According to", "The river",
@@ -87,13 +96,13 @@ def sampled_text(language_model: LanguageModel, tokens: int, seed: int, progress
     while done < tokens:
         # The openers come round again with another seed, so no text repeats.
         texts_before = len(texts)
-        rows = min(SAMPLE_BATCH, -(-(tokens - done) // WINDOW) + 1)
+        rows = min(SAMPLE_BATCH, -(-(tokens - done) // SAMPLED_WINDOW) + 1)
         openers = [OPENERS[(texts_before + i) % len(OPENERS)] for i in range(rows)]
 
         def each_token(written: int, before: int = done, rows: int = rows) -> None:
             progress("ordinary text", min(before + written * rows, tokens - 1), tokens)
 
-        batch = sample(language_model, openers, WINDOW, seed=seed + texts_before, each_token=each_token)
+        batch = sample(language_model, openers, SAMPLED_WINDOW, seed=seed + texts_before, each_token=each_token)
         for text in batch:
             texts.append(text)
             done += len(text)
@@ -114,26 +123,46 @@ class _EachToken(StoppingCriteria):  # type: ignore[misc]
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
+class _InverseTransform(LogitsProcessor):  # type: ignore[misc]
+    """Draws each next token from the full distribution, and leaves only that one to choose.
+
+    One uniform number a row: drawing one for each word of the vocabulary takes a quarter of the sampling's time.
+    """
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        cumulative = scores.float().softmax(-1).cumsum(-1)
+        drawn = torch.rand(len(scores), 1, device=scores.device) * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, drawn).clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+
+
 def sample(
     language_model: LanguageModel,
     openers: Sequence[str],
     new_tokens: int,
     seed: int,
     each_token: Callable[[int], None] = lambda _written: None,
+    likeliest: int | None = None,
 ) -> list[list[int]]:
-    """Continuations sampled at temperature 1, opener included, cut at the end-of-text token."""
+    """Continuations sampled at temperature 1, opener included, cut at the end-of-text token.
+
+    With ``likeliest`` only that many next tokens are considered.
+    """
     tokenizer = language_model.tokenizer
     rows = [tokenizer(opener)["input_ids"] for opener in openers]
     width = max(len(row) for row in rows)
     fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     ids = torch.tensor([[fill] * (width - len(row)) + row for row in rows], device=language_model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=ids.device)
+    processors = LogitsProcessorList([_InverseTransform()])
+    if likeliest is not None:
+        processors.insert(0, TopKLogitsWarper(likeliest))
     devices = [ids.device] if ids.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), quiet_transformers(), torch.no_grad():
         torch.manual_seed(seed)
         out = language_model.model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=True, temperature=1.0,
-            top_k=0, top_p=1.0, pad_token_id=fill,
+            input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=fill,
+            logits_processor=processors,
             stopping_criteria=StoppingCriteriaList([_EachToken(each_token)]),
         )  # fmt: skip
     texts = []

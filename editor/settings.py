@@ -26,6 +26,8 @@ class MemitSettings(BaseModel):
         kl_factor: factor of the KL divergence at the essence prompt.
         clamp: largest ``|delta| / |h|``.
         loss_floor: a fact stops when its loss falls below (reference: 0.05).
+        enough: a fact also stops when each of its target tokens is at least this likely in every text (1: never, as
+            published).
         covariance_weight: lambda, how strongly ordinary text resists the update.
         passes: how often the residual is spread over the layers (1: as published).
         suffix_weight: mu, how strongly the other tokens of the edited prompts resist it (0: as published).
@@ -45,6 +47,7 @@ class MemitSettings(BaseModel):
     kl_factor: float = Field(0.0625, ge=0)
     clamp: float = Field(0.75, gt=0)
     loss_floor: float = Field(0.05, ge=0)
+    enough: float = Field(1.0, gt=0, le=1)
     covariance_weight: float = Field(15000.0, gt=0)
     passes: int = Field(1, ge=1)
     suffix_weight: float = Field(0.0, ge=0)

@@ -6,6 +6,7 @@ For each fact, delta is optimised so that ``z = h + delta`` after block L makes 
 - blocks up to L run once per fact: only what lies above depends on delta;
 - tokens before the subject's last never see delta, so their keys and values are computed once;
 - logits are computed only where a target token is predicted;
+- texts of alike length run together, whatever fact they belong to;
 - Adam, clamp and stop are per fact; finished facts leave the batch.
 """
 
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from editor.errors import NumericalFailure, RequestInvalid
+from editor.errors import NumericalFailure
 from editor.requests import EditRequest, TokenRow, essence_row, pad, rewrite_rows
 from editor.stack import RangeCache, Stack
 
@@ -29,8 +30,14 @@ if TYPE_CHECKING:
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
-COMPACT_BELOW = 0.75
+COMPACT_BELOW = 0.9
 """Finished facts leave the batch when fewer than this share still run."""
+
+TEXTS_PER_GROUP = 16
+"""Fewer texts than this are not worth a pass of their own."""
+
+LONGEST = 1.25
+"""The longest suffix of a group over its shortest, where there are enough texts."""
 
 
 @dataclass
@@ -56,27 +63,31 @@ class _Suffixes:
 
 
 @dataclass
-class _Text:
-    """The same text of every fact of a batch (the bare prompt, or one in a context, or a variant).
+class _Texts:
+    """Texts of alike length, of any facts of the batch (a fact has several: contexts, variants).
 
-    ``row``, ``at``, ``token`` name the N target tokens: which fact, which suffix position predicts it, which id.
-    ``share`` is one over the fact's number of target tokens.
+    ``row``, ``at``, ``token`` name the N target tokens: which text, which suffix position predicts it, which id.
+    ``share`` is one over the target tokens and texts of the fact.
     """
 
-    suffixes: _Suffixes  # F rows
+    suffixes: _Suffixes  # R rows
+    fact: Tensor  # [R]
     row: Tensor  # [N]
     at: Tensor  # [N]
     token: Tensor  # [N]
     share: Tensor  # [N]
 
-    def select(self, facts: Tensor) -> _Text:
-        """Only some facts (indices, ascending)."""
-        new_row = torch.full((int(self.suffixes.hidden.shape[0]),), -1, device=facts.device)
-        new_row[facts] = torch.arange(len(facts), device=facts.device)
-        kept = new_row[self.row] >= 0
-        return _Text(
-            self.suffixes.select(facts), new_row[self.row][kept], self.at[kept], self.token[kept], self.share[kept]
-        )
+    def select(self, renumbered: Tensor) -> _Texts:
+        """Only the texts of some facts: ``renumbered`` [facts] has their new numbers, and -1 for the others."""
+        fact = renumbered[self.fact]
+        kept = (fact >= 0).nonzero().squeeze(1)
+        new_row = torch.full_like(self.fact, -1)
+        new_row[kept] = torch.arange(len(kept), device=kept.device)
+        tokens = new_row[self.row] >= 0
+        return _Texts(
+            self.suffixes.select(kept), fact[kept],
+            new_row[self.row][tokens], self.at[tokens], self.token[tokens], self.share[tokens],
+        )  # fmt: skip
 
 
 @dataclass
@@ -89,12 +100,15 @@ class _Batch:
     moment: Tensor  # [F, d] Adam's first moment
     square: Tensor  # [F, d] Adam's second moment
     running: Tensor  # [F] bool
-    texts: list[_Text]
+    texts: list[_Texts]
     essence: _Suffixes  # F rows
     essence_before: Tensor  # [F, vocabulary] log-probabilities before any edit
 
     def keep(self, facts: Tensor) -> _Batch:
         """Only some facts (indices, ascending)."""
+        renumbered = torch.full_like(self.index, -1)
+        renumbered[facts] = torch.arange(len(facts), device=facts.device)
+        texts = [texts.select(renumbered) for texts in self.texts]
         return _Batch(
             self.index[facts],
             self.initial[facts],
@@ -102,7 +116,7 @@ class _Batch:
             self.moment[facts],
             self.square[facts],
             self.running[facts],
-            [text.select(facts) for text in self.texts],
+            [some for some in texts if len(some.fact) > 0],
             self.essence.select(facts),
             self.essence_before[facts],
         )
@@ -130,7 +144,7 @@ class ValueOptimiser:
         """Value vectors ``z`` as float32 ``[facts, d]``.
 
         Args:
-            requests: the facts, all optimised together; each with the same number of variants.
+            requests: the facts, all optimised together.
             after_step: called with (step, steps) between steps; may raise to interrupt.
 
         Raises:
@@ -157,13 +171,13 @@ class ValueOptimiser:
         """One Adam step with projection for every fact that still runs, in place."""
         settings = self._settings
         delta = batch.delta.requires_grad_(True)
-        loss = self._loss(batch, delta)
+        loss, least = self._loss(batch, delta)
         (gradient,) = torch.autograd.grad(loss.sum(), delta)
         if not bool(torch.isfinite(loss).all() & torch.isfinite(gradient).all()):
             raise NumericalFailure("the loss of a value vector is not finite: lower learning_rate or clamp")
         with torch.no_grad():
             delta = batch.delta.detach()
-            batch.running &= loss >= settings.loss_floor
+            batch.running &= (loss >= settings.loss_floor) & (least <= settings.enough)
             beta1, beta2 = ADAM_BETAS
             batch.moment.lerp_(gradient, 1 - beta1)
             batch.square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
@@ -174,24 +188,23 @@ class ValueOptimiser:
             moved = torch.where(length > longest, moved * (longest / length), moved)
             batch.delta = torch.where(batch.running.unsqueeze(1), moved, delta)
 
-    def _loss(self, batch: _Batch, delta: Tensor) -> Tensor:
-        """Loss of each fact ``[F]``: NLL over contexts + KL at the essence prompt + weight decay."""
+    def _loss(self, batch: _Batch, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of each fact ``[F]`` (NLL over texts + KL at the essence prompt + weight decay), and how likely its
+        least likely target token is ``[F]``."""
         settings = self._settings
-        states, row, token, share = [], [], [], []
-        for text in batch.texts:
-            states.append(text.suffixes.run(self._upper, delta)[text.row, text.at])
-            row.append(text.row)
-            token.append(text.token)
-            share.append(text.share)
-        log_probs = self._log_probs(torch.cat(states))
-        picked = log_probs.gather(1, torch.cat(token).unsqueeze(1)).squeeze(1)
-        nll = torch.zeros_like(batch.initial[:, 0]).index_add(0, torch.cat(row), -picked * torch.cat(share))
+        states = [texts.suffixes.run(self._upper, delta[texts.fact])[texts.row, texts.at] for texts in batch.texts]
+        token, share, fact = (
+            torch.cat(column) for column in zip(*((t.token, t.share, t.fact[t.row]) for t in batch.texts), strict=True)
+        )
+        picked = self._log_probs(torch.cat(states)).gather(1, token.unsqueeze(1)).squeeze(1)
+        nothing = torch.zeros_like(batch.initial[:, 0])
+        nll = nothing.index_add(0, fact, -picked * share)
+        least = nothing.scatter_reduce(0, fact, picked.detach(), "amin").exp()
         now = self._log_probs(batch.essence.run(self._upper, delta)[:, 0])
         # As in the reference: the expectation is under the present distribution, KL(now || before).
         divergence = (now.exp() * (now - batch.essence_before)).sum(1)
         decay = delta.norm(dim=1) / batch.initial.norm(dim=1) ** 2
-        loss: Tensor = nll / len(batch.texts) + settings.kl_factor * divergence + settings.weight_decay * decay
-        return loss
+        return nll + settings.kl_factor * divergence + settings.weight_decay * decay, least
 
     def _log_probs(self, hidden: Tensor) -> Tensor:
         """Log-probabilities in float32 over the vocabulary, last dimension."""
@@ -202,16 +215,15 @@ class ValueOptimiser:
         """Everything that no step changes."""
         tokenizer = self._lm.tokenizer
         by_fact = [rewrite_rows(tokenizer, self._contexts, request) for request in requests]
-        if any(len(rows) != len(by_fact[0]) for rows in by_fact):
-            raise RequestInvalid("facts optimised together need the same number of variants")
-        texts = [self._text(rows) for rows in zip(*by_fact, strict=True)]
+        groups = _by_length(by_fact)
+        texts = [self._texts(by_fact, group) for group in groups]
         # The KL is taken at the subject's last token, so nothing after it matters.
         essence = [
             TokenRow(row.ids[: row.subject + 1], row.subject, row.target)
             for row in (essence_row(tokenizer, r.subject) for r in requests)
         ]
         essence_suffixes = self._suffixes(essence)
-        initial = texts[0].suffixes.hidden[:, 0].float()
+        initial = self._initial(texts, groups)
         nothing = torch.zeros_like(initial)
         before = self._log_probs(essence_suffixes.run(self._upper, nothing)[:, 0])
         return _Batch(
@@ -226,17 +238,27 @@ class ValueOptimiser:
             essence_before=before,
         )
 
-    def _text(self, rows: Sequence[TokenRow]) -> _Text:
-        """One text of every fact."""
+    def _initial(self, texts: Sequence[_Texts], groups: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
+        """Output of block L at each fact's subject in its first text, the bare prompt: ``[F, d]``."""
+        hidden = torch.cat([some.suffixes.hidden[:, 0].float() for some in texts])
+        at = {text: number for number, text in enumerate(text for group in groups for text in group)}
+        facts = sum(place == 0 for _, place in at)
+        return hidden[torch.tensor([at[fact, 0] for fact in range(facts)], device=hidden.device)]
+
+    def _texts(self, by_fact: Sequence[Sequence[TokenRow]], chosen: Sequence[tuple[int, int]]) -> _Texts:
+        """The chosen texts, each named by its fact and its place among the fact's texts."""
+        rows = [by_fact[fact][place] for fact, place in chosen]
         named = [
-            (fact, row.target - 1 - row.subject + k, token, 1 / (len(row.ids) - row.target))
-            for fact, row in enumerate(rows)
+            (number, row.target - 1 - row.subject + k, token, 1 / (len(row.ids) - row.target) / len(by_fact[fact]))
+            for number, ((fact, _), row) in enumerate(zip(chosen, rows, strict=True))
             for k, token in enumerate(row.ids[row.target :])
         ]
-        row, at, token, share = (torch.tensor(column, device=self._lm.device) for column in zip(*named, strict=True))
+        device = self._lm.device
+        row, at, token, share = (torch.tensor(column, device=device) for column in zip(*named, strict=True))
         # The last target token is only predicted, never read.
         suffixes = self._suffixes([TokenRow(r.ids[:-1], r.subject, r.target) for r in rows])
-        return _Text(suffixes, row, at, token, share)
+        fact = torch.tensor([fact for fact, _ in chosen], device=device)
+        return _Texts(suffixes, fact, row, at, token, share)
 
     def _suffixes(self, rows: Sequence[TokenRow]) -> _Suffixes:
         """Run blocks up to L over whole texts and the blocks above over what precedes the subject's last token."""
@@ -261,3 +283,19 @@ class ValueOptimiser:
         after_mask = (after < length.unsqueeze(1)).long()
         after = after.clamp(max=ids.shape[1] - 1)
         return _Suffixes(hidden[row_index, after], torch.cat([before_mask, after_mask], 1), after, cache)
+
+
+def _by_length(by_fact: Sequence[Sequence[TokenRow]]) -> list[list[tuple[int, int]]]:
+    """All texts as (fact, place), in groups of similar suffix length so that little of a group is padding."""
+
+    def suffix(text: tuple[int, int]) -> int:
+        row = by_fact[text[0]][text[1]]
+        return len(row.ids) - row.subject
+
+    texts = sorted(((fact, place) for fact, rows in enumerate(by_fact) for place in range(len(rows))), key=suffix)
+    groups: list[list[tuple[int, int]]] = []
+    for text in texts:
+        if not groups or (len(groups[-1]) >= TEXTS_PER_GROUP and suffix(text) > LONGEST * suffix(groups[-1][0])):
+            groups.append([])
+        groups[-1].append(text)
+    return groups

@@ -57,6 +57,7 @@ class SerialSettings:
     clamp: float = 0.75
     mom2_weight: float = 15000
     loss_floor: float = 5e-2
+    enough: float = 1.0  # not in the reference: stop when every target token is more likely than this everywhere
 
     def __post_init__(self) -> None:
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
@@ -242,6 +243,7 @@ class ValueObjective:
         self.dtype = torch.promote_types(model.dtype, torch.float32)
         self.h: Tensor | None = None
         self.initial: Tensor | None = None  # log-probabilities [1, vocabulary] at the essence prompt's lookup
+        self.least = 0.0  # probability of the least likely target token at the last evaluation
 
     def zero(self) -> Tensor:
         """A delta of zeros that asks for a gradient."""
@@ -277,7 +279,9 @@ class ValueObjective:
             m, end = len(row.target), len(row.ids)
             log_probs = functional.log_softmax(logits[i, end - m : end], dim=-1)
             target = torch.tensor(row.target, device=logits.device)
-            per_context.append(-log_probs[torch.arange(m, device=logits.device), target].mean())
+            picked = log_probs[torch.arange(m, device=logits.device), target]
+            per_context.append(-picked.mean())
+            self.least = min(self.least, picked.min().exp().item()) if i else picked.min().exp().item()
         nll = torch.stack(per_context).mean()
 
         now = functional.log_softmax(logits[-1, self.all_rows[-1].lookup], dim=-1).unsqueeze(0)
@@ -322,7 +326,8 @@ def optimise_value(
         for step in range(settings.steps):
             losses = objective(delta)
             trace.append({name: term.item() for name, term in losses._asdict().items()})
-            if trace[-1]["total"] < settings.loss_floor or step == settings.steps - 1:
+            done = trace[-1]["total"] < settings.loss_floor or objective.least > settings.enough
+            if done or step == settings.steps - 1:
                 break
             adam.zero_grad()
             losses.total.backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def oracle_settings(of: MemitSettings) -> serial.SerialSettings:
     return serial.SerialSettings(
         layers=of.layers, steps=of.steps, lr=of.learning_rate, weight_decay=of.weight_decay,
         kl_factor=of.kl_factor, clamp=of.clamp, mom2_weight=of.covariance_weight, loss_floor=of.loss_floor,
+        enough=of.enough,
     )  # fmt: skip
 
 
@@ -58,20 +60,22 @@ def test_value_vectors_agree(tiny: LanguageModel, clamp: float) -> None:
         assert relative(vector, oracle) < TOLERANCE
 
 
-def test_a_fact_that_stops_early_keeps_its_vector_while_others_go_on(tiny: LanguageModel) -> None:
-    def oracle(chosen: MemitSettings) -> list[serial.Value]:
-        return [
-            serial.optimise_value(
-                tiny.model, tiny.tokenizer, serial.SerialRequest(*fact), oracle_settings(chosen), CONTEXTS
-            )
-            for fact in FACTS
-        ]
+def serial_values(tiny: LanguageModel, chosen: MemitSettings) -> list[serial.Value]:
+    return [
+        serial.optimise_value(
+            tiny.model, tiny.tokenizer, serial.SerialRequest(*fact), oracle_settings(chosen), CONTEXTS
+        )
+        for fact in FACTS
+    ]
 
+
+@pytest.mark.parametrize("rule", ["loss_floor", "enough"])
+def test_a_fact_that_stops_early_keeps_its_vector_while_others_go_on(tiny: LanguageModel, rule: str) -> None:
     endless = settings(clamp=20.0, steps=30, loss_floor=0.0)
-    middle = sorted(value.trace[15]["total"] for value in oracle(endless))[len(FACTS) // 2]
-    chosen = endless.model_copy(update={"loss_floor": middle})
+    halfway = sorted(value.trace[15]["total"] for value in serial_values(tiny, endless))[len(FACTS) // 2]
+    chosen = endless.model_copy(update={rule: halfway if rule == "loss_floor" else math.exp(-2 * halfway)})
     ours = ValueOptimiser(tiny, chosen, CONTEXTS)([EditRequest(*fact) for fact in FACTS])
-    expected = oracle(chosen)
+    expected = serial_values(tiny, chosen)
     assert len({len(value.trace) for value in expected}) > 1, "the facts must stop at different steps"
     for vector, value in zip(ours, expected, strict=True):
         assert relative(vector, value.z) < TOLERANCE
