@@ -60,9 +60,12 @@ class DemoResult:
         answers = self.data["answers"]
         print_table(
             f"{len(answers)} facts that changed in the world",
-            ("fact", "the base said", "", "version says now", ""),
+            ("fact", "the base said", "belief", "the version says now", ""),
             (
-                (a["prompt"], a["before"], a["belief"], a["now"], "new value" if a["correct"] else "MISSED")
+                (
+                    a["prompt"], _sentence(a["before"]), a["belief"], _sentence(a["now"]),
+                    "new value" if a["correct"] else "MISSED",
+                )
                 for a in answers
             ),
         )  # fmt: skip
@@ -71,6 +74,11 @@ class DemoResult:
         config = self.data["config"]
         print_line(f"served checkpoint: {self.data['current']}")
         print_line(f"try: factsyncd --config {config} status | versions | facts --state live | why QID | ask 'TEXT'")
+
+
+def _sentence(answer: str) -> str:
+    """An answer up to its first full stop."""
+    return answer.split(". ", 1)[0].split("\n", 1)[0]
 
 
 def run_demo(directory: Path, progress: Progress) -> DemoResult:

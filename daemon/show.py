@@ -37,22 +37,22 @@ def show_status(status: Row) -> None:
     print_table("factsyncd", ("", ""), rows)
 
 
+MEASURES = ("efficacy", "paraphrase", "neighbourhood", "control", "perplexity")
+
+
 def show_versions(versions: list[Row]) -> None:
-    """One line per version."""
+    """One row per version."""
     print_table(
         "versions",
-        ("version", "state", "edits", "decided", *MEASURES, "why"),
+        ("version", "state", "edits", "decided", "gate"),
         (
             (
                 _version(version["id"]), version["state"], version["edits"], _time(version["decided_at"]),
-                *(_measured(version["gate"], measure) for measure in MEASURES), _short(version["reason"]),
+                "\n".join([*_measured(version["gate"]), _short(version["reason"])]),
             )
             for version in versions
         ),
     )  # fmt: skip
-
-
-MEASURES = ("efficacy", "paraphrase", "neighbourhood", "control", "perplexity")
 
 
 def show_facts(facts: list[Row]) -> None:
@@ -141,9 +141,17 @@ def _time(moment: str | None) -> str:
     return "" if moment is None else moment[:16].replace("T", " ")
 
 
-def _measured(gate: list[Row], measure: str) -> str:
-    """The candidate's figure, as share or perplexity."""
-    figures = [row["candidate"] for row in gate if row["measure"] == measure and row["candidate"] is not None]
-    if not figures:
-        return ""
-    return f"{figures[0]:.2f}" if measure == "perplexity" else f"{figures[0]:.1%}"
+def _measured(gate: list[Row]) -> list[str]:
+    """The candidate's figures, one line each, with the base's where there is one."""
+    lines = []
+    for measure in MEASURES:
+        rows = [row for row in gate if row["measure"] == measure and row["candidate"] is not None]
+        if rows:
+            base = next((row["reference"] for row in rows if row["against"] == "base"), None)
+            before = "" if base is None else f" (base {_figure(measure, base)})"
+            lines.append(f"{measure} {_figure(measure, rows[0]['candidate'])}{before}")
+    return lines
+
+
+def _figure(measure: str, value: float) -> str:
+    return f"{value:.2f}" if measure == "perplexity" else f"{value:.1%}"

@@ -40,17 +40,19 @@ def validate(runtime: Runtime, cycle_id: int) -> None:
     _check_artifact(runtime, cycle_id, candidate)
     base_model = runtime.model(base)
     text = _ordinary_text(runtime, base_model)
-    probes = [*edit_probes(edits, runtime.relations, settings), *_known_to_base(runtime, base_model, pool)]
+    stable = _known_to_base(runtime, base_model, pool)
+    probes = [*edit_probes(edits, runtime.relations, settings), *stable]
     tokens = sum(len(window) - 1 for window in text)
 
-    def measure(version: Version) -> tuple[Measurement, list[bool]]:
+    def measure(version: Version, asked: Sequence[Probe]) -> tuple[Measurement, list[bool]]:
         model = runtime.model(version)
-        passed = answer(model, probes, runtime.progress)
-        return _measurement(probes, passed, perplexity(model, text, runtime.progress), tokens), passed
+        passed = answer(model, asked, runtime.progress)
+        return _measurement(asked, passed, perplexity(model, text, runtime.progress), tokens), passed
 
-    references = {"base": measure(base)[0]}
-    references["promoted"] = references["base"] if present.id == base.id else measure(present)[0]
-    measured, passed = measure(candidate)
+    # Only what may drop is compared; the edits' own probes have floors.
+    references = {"base": measure(base, stable)[0]}
+    references["promoted"] = references["base"] if present.id == base.id else measure(present, stable)[0]
+    measured, passed = measure(candidate, probes)
     results = explain(runtime.model(candidate), probes, passed, runtime.settings.diff.answer_tokens, runtime.progress)
     _record(runtime, cycle_id, candidate, compare(measured, references, settings), results)
 

@@ -189,8 +189,10 @@ class ValueOptimiser:
             batch.delta = torch.where(batch.running.unsqueeze(1), moved, delta)
 
     def _loss(self, batch: _Batch, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of each fact ``[F]`` (NLL over texts + KL at the essence prompt + weight decay), and how likely its
-        least likely target token is ``[F]``."""
+        """Each fact's loss, and the probability of its least likely target token: two of ``[F]``.
+
+        The loss is NLL over the texts + KL at the essence prompt + weight decay.
+        """
         settings = self._settings
         states = [texts.suffixes.run(self._upper, delta[texts.fact])[texts.row, texts.at] for texts in batch.texts]
         token, share, fact = (

@@ -90,15 +90,16 @@ def turtle(*, after: bool) -> str:
     return graph.turtle()
 
 
-def sentences(qids: Iterable[str]) -> list[str]:
-    """The first instant in the words of the edit prompts."""
+def sentences(qids: Iterable[str], held_out: int = 0) -> list[str]:
+    """The first instant in the words of the edit prompts, and of the first held-out wordings."""
     from sources import load_catalogue
 
     relations = load_catalogue()
     return [
-        f"{relations[pid].prompt.replace('{}', COUNTRIES[qid][0])} {COUNTRIES[qid][column]}."
+        f"{wording.replace('{}', COUNTRIES[qid][0])} {COUNTRIES[qid][column]}."
         for qid in qids
         for pid, column in PROPERTIES.items()
+        for wording in (relations[pid].prompt, *relations[pid].paraphrases[:held_out])
     ]
 
 
@@ -110,7 +111,7 @@ def save_model(directory: Path, *, steps: int = 80) -> Path:
     from daemon.protection import protects
 
     model, tokenizer = tiny_llama(seed=7), tiny_tokenizer()
-    known = sentences(qid for qid in COUNTRIES if not protects(qid) and qid not in CHANGES)
+    known = sentences((qid for qid in COUNTRIES if not protects(qid) and qid not in CHANGES), held_out=2)
     encoded = tokenizer(known, return_tensors="pt", padding=True)
     labels = encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, -100)
     model.train()

@@ -326,6 +326,7 @@ def optimise_value(
         for step in range(settings.steps):
             losses = objective(delta)
             trace.append({name: term.item() for name, term in losses._asdict().items()})
+            trace[-1]["least"] = objective.least
             done = trace[-1]["total"] < settings.loss_floor or objective.least > settings.enough
             if done or step == settings.steps - 1:
                 break
