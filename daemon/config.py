@@ -100,7 +100,10 @@ class EditSection(Section):
     kl_factor: float | None = None
     clamp: float | None = None
     loss_floor: float | None = None
+    enough: float | None = None
+    turns: int | None = None
     covariance_weight: float | None = None
+    shrinkage: float | None = None
     passes: int | None = None
     suffix_weight: float | None = None
     protect_weight: float | None = None

@@ -3,10 +3,11 @@
 For layers ascending, index i of n: ``R = (Z - h_L) / (n - i)``, ``Delta = R K^T (lambda C + K K^T)^-1``, write, go on
 with the new weights. Texts are cut at the subject's last token, and each block runs once on from the last edited one.
 
-Two terms are ours. With ``suffix_weight`` mu > 0 the system also holds ``mu K_s K_s^T``, the keys of every other token
+Three terms are ours. With ``suffix_weight`` mu > 0 the system also holds ``mu K_s K_s^T``, the keys of every other token
 of the prompts with their targets. Value vectors are optimised as if only the subject's token changed; without the term
 the update also moves the tokens after it, and a target of several tokens comes out wrong (measured in
-docs/architecture.md). Protected texts add ``K_p K_p^T`` in the same way. Without either it is MEMIT as published.
+docs/architecture.md). Protected texts add ``K_p K_p^T`` in the same way, and ``shrinkage`` moves C
+towards the identity. Without any of them it is MEMIT as published.
 """
 
 from __future__ import annotations
@@ -34,13 +35,19 @@ ROWS_PER_BATCH = 256
 
 @dataclass
 class _Rows:
-    """Texts on their way through the blocks: ``hidden`` [rows, T, d] entering the next block to run."""
+    """Texts on their way through the blocks.
 
-    hidden: Tensor
+    ``hidden`` [rows, T, d] enters the next block to run, or has just left it; ``keys`` [rows, T, d_ff] entered the
+    down projection of the block that ran last.
+    """
+
+    start: Tensor
     mask: Tensor
     positions: Tensor
     subject: Tensor  # [rows]
     texts: int  # rows per fact
+    hidden: Tensor
+    keys: Tensor
 
     def elsewhere(self, states: Tensor) -> Tensor:
         """``states`` [rows, T, n] at real tokens but the subject's last: [tokens, n]."""
@@ -110,19 +117,12 @@ class Insertion:
         if self._settings.suffix_weight:
             resisting += [(self._settings.suffix_weight, self._whole(facts)) for facts in self._batches(requests)]
         if self._settings.protect_weight:
-            resisting += [
-                (self._settings.protect_weight, self._plain(protected[i : i + ROWS_PER_BATCH]))
-                for i in range(0, len(protected), ROWS_PER_BATCH)
-            ]
-        starts = [batch.hidden for batch in subjects]
-        resisting_starts = [rows.hidden for _, rows in resisting]
+            resisting += [(self._settings.protect_weight, rows) for rows in self._plain(protected)]
         updates: dict[int, Tensor] = {}
         for number in range(self._settings.passes):
             # What one pass leaves of the residual, the next one spreads again.
-            for rows, hidden in zip(
-                [*subjects, *(rows for _, rows in resisting)], [*starts, *resisting_starts], strict=True
-            ):
-                rows.hidden = hidden
+            for rows in [*subjects, *(rows for _, rows in resisting)]:
+                rows.hidden = rows.start
             self._pass(subjects, resisting, values, updates)
             progress("insertion", number + 1, self._settings.passes)
         return {layer: update.float().cpu() for layer, update in updates.items()}
@@ -136,18 +136,19 @@ class Insertion:
     ) -> None:
         """Go through the layers once, adding to the weights and to ``updates``."""
         layers = self._settings.layers
+        everything = [*subjects, *(rows for _, rows in resisting)]
         for index, layer in enumerate(layers):
-            keys = torch.cat([self._keys(batch, layer) for batch in subjects])
+            for rows in everything:
+                self._run(rows, layer)
+            keys = torch.cat([self._keys(batch) for batch in subjects])
             present = torch.cat([self._present_values(batch, layer) for batch in subjects])
             residual = (values.to(present) - present) / (len(layers) - index)
             update = self._solve(layer, keys, residual, self._resistance(layer, resisting))
             updates[layer] = updates[layer] + update if layer in updates else update
-            weight = self._weight(layer)
-            stored = self._lm.architecture.as_stored(update.float())
-            weight.copy_((weight.float() + stored).to(weight.dtype))
+            change = self._write(layer, update)
             if index + 1 < len(layers):
-                for batch in [*subjects, *(rows for _, rows in resisting)]:
-                    self._advance(batch, layer, layers[index + 1])
+                for rows in everything:
+                    self._advance(rows, change, layer + 1, layers[index + 1])
 
     def _batches(self, requests: Sequence[EditRequest]) -> list[list[EditRequest]]:
         """Facts in order, in batches with the same number of texts per fact."""
@@ -164,11 +165,13 @@ class Insertion:
         return batches
 
     def _resistance(self, layer: int, resisting: Sequence[tuple[float, _Rows]]) -> Tensor:
-        """What resists the update: ``lambda C``, and the keys of texts that shall read as before."""
+        """What resists the update: ``lambda C``, shrunk, and the keys of texts that shall read as before."""
         moment = self._covariance[layer].to(self._lm.device) * self._settings.covariance_weight
+        shrinkage = self._settings.shrinkage
+        moment = moment.lerp(torch.eye(len(moment)).to(moment) * moment.trace() / len(moment), shrinkage)
         for weight, rows in resisting:
-            keys = rows.elsewhere(self._recorded(rows, layer)).double()
-            moment += weight * (keys.T @ keys)
+            keys = rows.elsewhere(rows.keys).float()
+            moment += weight * (keys.T @ keys).double()
         return moment
 
     def _weight(self, layer: int) -> Tensor:
@@ -189,11 +192,14 @@ class Insertion:
         rows = [rewrite_rows(self._lm.tokenizer, self._contexts[:1], fact)[0] for fact in facts]
         return self._start([TokenRow(row.ids[:-1], row.subject, row.target) for row in rows], texts=1)
 
-    def _plain(self, texts: Sequence[str]) -> _Rows:
-        """Texts without a subject."""
-        encoded = [tuple(self._lm.tokenizer(text)["input_ids"]) for text in texts]
+    def _plain(self, texts: Sequence[str]) -> list[_Rows]:
+        """Texts without a subject, in batches of alike length."""
+        encoded = sorted(
+            (tuple(self._lm.tokenizer(text)["input_ids"]) for text in texts), key=lambda ids: (len(ids), ids)
+        )
         # No position is a subject's, so every token counts.
-        return self._start([TokenRow(ids, subject=-1, target=len(ids)) for ids in encoded], texts=1)
+        rows = [TokenRow(ids, subject=-1, target=len(ids)) for ids in encoded]
+        return [self._start(rows[i : i + ROWS_PER_BATCH], texts=1) for i in range(0, len(rows), ROWS_PER_BATCH)]
 
     def _start(self, rows: Sequence[TokenRow], texts: int) -> _Rows:
         """Hidden states entering the first edited block."""
@@ -202,32 +208,43 @@ class Insertion:
         subject = torch.tensor([row.subject for row in rows], device=ids.device)
         first = self._settings.layers[0]
         hidden = Stack(self._lm.model, self._lm.architecture, 0, first, from_tokens=True)(ids, mask, positions)
-        return _Rows(hidden, mask, positions, subject, texts)
+        return _Rows(hidden, mask, positions, subject, texts, hidden, hidden[..., :0])
 
-    def _advance(self, rows: _Rows, layer: int, following: int) -> None:
-        """Run the blocks from the one just edited up to the next one to edit."""
-        stack = self._blocks(layer, following)
-        rows.hidden = stack(rows.hidden, rows.mask, rows.positions)
+    def _run(self, rows: _Rows, layer: int) -> None:
+        """Run one edited block with the weights as they are."""
+        with KeyRecorder(self._lm, [layer]) as recorder:
+            rows.hidden = self._blocks(layer, layer + 1)(rows.hidden, rows.mask, rows.positions)
+        rows.keys = recorder.recorded[layer]
 
-    def _keys(self, rows: _Rows, layer: int) -> Tensor:
+    def _write(self, layer: int, update: Tensor) -> Tensor:
+        """Add an update to a weight; what that changed in it, rounding included, float32 ``[d, d_ff]``."""
+        weight = self._weight(layer)
+        before = weight.float().clone()
+        weight.copy_((before + self._lm.architecture.as_stored(update.float())).to(weight.dtype))
+        return self._lm.architecture.as_stored(weight.float() - before)
+
+    def _advance(self, rows: _Rows, change: Tensor, following: int, layer: int) -> None:
+        """Bring the output of the block just edited up to date, and run the blocks up to the next one to edit."""
+        # A block's output is linear in its down projection.
+        rows.hidden = rows.hidden + (rows.keys.float() @ change.T).to(rows.hidden.dtype)
+        if following < layer:
+            rows.hidden = self._blocks(following, layer)(rows.hidden, rows.mask, rows.positions)
+
+    def _keys(self, rows: _Rows) -> Tensor:
         """Keys ``[facts, d_ff]``: half the bare prompt's, half the mean of the other texts'."""
-        keys = rows.at_subject(self._recorded(rows, layer)).double()
+        keys = rows.at_subject(rows.keys).double()
         keys = keys.view(-1, rows.texts, keys.shape[-1])
         if rows.texts == 1:
             return keys[:, 0]
         return (keys[:, 0] + keys[:, 1:].mean(1)) / 2
 
-    def _recorded(self, rows: _Rows, layer: int) -> Tensor:
-        """Inputs of a block's down projection ``[rows, T, d_ff]``."""
-        with KeyRecorder(self._lm, [layer]) as recorder:
-            self._blocks(layer, layer + 1)(rows.hidden, rows.mask, rows.positions)
-        return recorder.recorded[layer]
-
     def _present_values(self, rows: _Rows, layer: int) -> Tensor:
         """Output of block L at the subject's last token of the bare prompt, as the weights are now: ``[facts, d]``."""
         bare = slice(None, None, rows.texts)
-        stack = self._blocks(layer, self._settings.layers[-1] + 1)
-        out = stack(rows.hidden[bare], rows.mask[bare], rows.positions[bare])
+        out = rows.hidden[bare]
+        if layer < self._settings.layers[-1]:
+            stack = self._blocks(layer + 1, self._settings.layers[-1] + 1)
+            out = stack(out, rows.mask[bare], rows.positions[bare])
         return out[torch.arange(len(out), device=out.device), rows.subject[bare]].double()
 
     def _solve(self, layer: int, keys: Tensor, residual: Tensor, resistance: Tensor) -> Tensor:

@@ -28,7 +28,10 @@ class MemitSettings(BaseModel):
         loss_floor: a fact stops when its loss falls below (reference: 0.05).
         enough: a fact also stops when each of its target tokens is at least this likely in every text (1: never, as
             published).
+        turns: a step reads one of this many shares of each fact's texts, in turn (1: all of them, as published).
         covariance_weight: lambda, how strongly ordinary text resists the update.
+        shrinkage: share of the covariance that a multiple of the identity with the same trace takes over, since few
+            tokens estimate it badly (Ledoit and Wolf 2004; 0: none, as published).
         passes: how often the residual is spread over the layers (1: as published).
         suffix_weight: mu, how strongly the other tokens of the edited prompts resist it (0: as published).
         protect_weight: how strongly each token of a protected text resists it (no effect without such texts).
@@ -48,7 +51,9 @@ class MemitSettings(BaseModel):
     clamp: float = Field(0.75, gt=0)
     loss_floor: float = Field(0.05, ge=0)
     enough: float = Field(1.0, gt=0, le=1)
+    turns: int = Field(1, ge=1)
     covariance_weight: float = Field(15000.0, gt=0)
+    shrinkage: float = Field(0.0, ge=0, lt=1)
     passes: int = Field(1, ge=1)
     suffix_weight: float = Field(0.0, ge=0)
     protect_weight: float = Field(1.0, ge=0)

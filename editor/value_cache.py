@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from editor.requests import EditRequest
     from editor.settings import MemitSettings
 
-NOT_IN_VALUES = {"layers", "covariance_weight", "covariance_tokens", "passes", "suffix_weight", "protect_weight"}
+NOT_IN_VALUES = {
+    "layers", "covariance_weight", "covariance_tokens", "shrinkage", "passes", "suffix_weight", "protect_weight",
+}  # fmt: skip
 """Settings that do not change a value vector; of the layers only the last one does."""
 
 

@@ -7,11 +7,13 @@ For each fact, delta is optimised so that ``z = h + delta`` after block L makes 
 - tokens before the subject's last never see delta, so their keys and values are computed once;
 - logits are computed only where a target token is predicted;
 - texts of alike length run together, whatever fact they belong to;
+- with ``turns`` a step reads only its share of each fact's texts, and Adam's momentum holds the others in mind (ours);
 - Adam, clamp and stop are per fact; finished facts leave the batch.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +25,7 @@ from editor.requests import EditRequest, TokenRow, essence_row, pad, rewrite_row
 from editor.stack import RangeCache, Stack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from editor.language_model import LanguageModel
     from editor.settings import MemitSettings
@@ -64,10 +66,10 @@ class _Suffixes:
 
 @dataclass
 class _Texts:
-    """Texts of alike length, of any facts of the batch (a fact has several: contexts, variants).
+    """Texts of alike length, of any facts of the batch, that are read in one turn.
 
     ``row``, ``at``, ``token`` name the N target tokens: which text, which suffix position predicts it, which id.
-    ``share`` is one over the target tokens and texts of the fact.
+    ``share`` is one over the text's target tokens and the fact's texts in the turn.
     """
 
     suffixes: _Suffixes  # R rows
@@ -99,8 +101,9 @@ class _Batch:
     delta: Tensor  # [F, d]
     moment: Tensor  # [F, d] Adam's first moment
     square: Tensor  # [F, d] Adam's second moment
+    low: Tensor  # [F] steps in a row that met a stop rule
     running: Tensor  # [F] bool
-    texts: list[_Texts]
+    turns: list[list[_Texts]]
     essence: _Suffixes  # F rows
     essence_before: Tensor  # [F, vocabulary] log-probabilities before any edit
 
@@ -108,15 +111,16 @@ class _Batch:
         """Only some facts (indices, ascending)."""
         renumbered = torch.full_like(self.index, -1)
         renumbered[facts] = torch.arange(len(facts), device=facts.device)
-        texts = [texts.select(renumbered) for texts in self.texts]
+        turns = [[texts.select(renumbered) for texts in turn] for turn in self.turns]
         return _Batch(
             self.index[facts],
             self.initial[facts],
             self.delta[facts],
             self.moment[facts],
             self.square[facts],
+            self.low[facts],
             self.running[facts],
-            [some for some in texts if len(some.fact) > 0],
+            [[texts for texts in turn if len(texts.fact) > 0] for turn in turns],
             self.essence.select(facts),
             self.essence_before[facts],
         )
@@ -171,13 +175,15 @@ class ValueOptimiser:
         """One Adam step with projection for every fact that still runs, in place."""
         settings = self._settings
         delta = batch.delta.requires_grad_(True)
-        loss, least = self._loss(batch, delta)
+        loss, least = self._loss(batch, batch.turns[(step - 1) % settings.turns], delta)
         (gradient,) = torch.autograd.grad(loss.sum(), delta)
         if not bool(torch.isfinite(loss).all() & torch.isfinite(gradient).all()):
             raise NumericalFailure("the loss of a value vector is not finite: lower learning_rate or clamp")
         with torch.no_grad():
             delta = batch.delta.detach()
-            batch.running &= (loss >= settings.loss_floor) & (least <= settings.enough)
+            batch.low = torch.where((loss < settings.loss_floor) | (least > settings.enough), batch.low + 1, 0)
+            # Only when every text has had its turn.
+            batch.running &= batch.low < settings.turns
             beta1, beta2 = ADAM_BETAS
             batch.moment.lerp_(gradient, 1 - beta1)
             batch.square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
@@ -188,15 +194,15 @@ class ValueOptimiser:
             moved = torch.where(length > longest, moved * (longest / length), moved)
             batch.delta = torch.where(batch.running.unsqueeze(1), moved, delta)
 
-    def _loss(self, batch: _Batch, delta: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss(self, batch: _Batch, turn: Sequence[_Texts], delta: Tensor) -> tuple[Tensor, Tensor]:
         """Each fact's loss, and the probability of its least likely target token: two of ``[F]``.
 
-        The loss is NLL over the texts + KL at the essence prompt + weight decay.
+        The loss is NLL over the turn's texts + KL at the essence prompt + weight decay.
         """
         settings = self._settings
-        states = [texts.suffixes.run(self._upper, delta[texts.fact])[texts.row, texts.at] for texts in batch.texts]
+        states = [texts.suffixes.run(self._upper, delta[texts.fact])[texts.row, texts.at] for texts in turn]
         token, share, fact = (
-            torch.cat(column) for column in zip(*((t.token, t.share, t.fact[t.row]) for t in batch.texts), strict=True)
+            torch.cat(column) for column in zip(*((t.token, t.share, t.fact[t.row]) for t in turn), strict=True)
         )
         picked = self._log_probs(torch.cat(states)).gather(1, token.unsqueeze(1)).squeeze(1)
         nothing = torch.zeros_like(batch.initial[:, 0])
@@ -217,15 +223,19 @@ class ValueOptimiser:
         """Everything that no step changes."""
         tokenizer = self._lm.tokenizer
         by_fact = [rewrite_rows(tokenizer, self._contexts, request) for request in requests]
-        groups = _by_length(by_fact)
-        texts = [self._texts(by_fact, group) for group in groups]
+        chosen = _turns(by_fact, self._settings.turns)
+        groups = [_by_length(by_fact, texts) for texts in chosen]
+        turns = [
+            [self._texts(by_fact, group, Counter(fact for fact, _ in texts)) for group in turn]
+            for turn, texts in zip(groups, chosen, strict=True)
+        ]
         # The KL is taken at the subject's last token, so nothing after it matters.
         essence = [
             TokenRow(row.ids[: row.subject + 1], row.subject, row.target)
             for row in (essence_row(tokenizer, r.subject) for r in requests)
         ]
         essence_suffixes = self._suffixes(essence)
-        initial = self._initial(texts, groups)
+        initial = self._initial(turns[0], groups[0])
         nothing = torch.zeros_like(initial)
         before = self._log_probs(essence_suffixes.run(self._upper, nothing)[:, 0])
         return _Batch(
@@ -234,8 +244,9 @@ class ValueOptimiser:
             delta=nothing.clone(),
             moment=nothing.clone(),
             square=nothing.clone(),
+            low=torch.zeros(len(requests), dtype=torch.long, device=self._lm.device),
             running=torch.ones(len(requests), dtype=torch.bool, device=self._lm.device),
-            texts=texts,
+            turns=turns,
             essence=essence_suffixes,
             essence_before=before,
         )
@@ -247,11 +258,13 @@ class ValueOptimiser:
         facts = sum(place == 0 for _, place in at)
         return hidden[torch.tensor([at[fact, 0] for fact in range(facts)], device=hidden.device)]
 
-    def _texts(self, by_fact: Sequence[Sequence[TokenRow]], chosen: Sequence[tuple[int, int]]) -> _Texts:
-        """The chosen texts, each named by its fact and its place among the fact's texts."""
+    def _texts(
+        self, by_fact: Sequence[Sequence[TokenRow]], chosen: Sequence[tuple[int, int]], siblings: Mapping[int, int]
+    ) -> _Texts:
+        """The chosen texts, each named by its fact and its place; ``siblings`` counts a fact's texts in this turn."""
         rows = [by_fact[fact][place] for fact, place in chosen]
         named = [
-            (number, row.target - 1 - row.subject + k, token, 1 / (len(row.ids) - row.target) / len(by_fact[fact]))
+            (number, row.target - 1 - row.subject + k, token, 1 / (len(row.ids) - row.target) / siblings[fact])
             for number, ((fact, _), row) in enumerate(zip(chosen, rows, strict=True))
             for k, token in enumerate(row.ids[row.target :])
         ]
@@ -287,16 +300,31 @@ class ValueOptimiser:
         return _Suffixes(hidden[row_index, after], torch.cat([before_mask, after_mask], 1), after, cache)
 
 
-def _by_length(by_fact: Sequence[Sequence[TokenRow]]) -> list[list[tuple[int, int]]]:
-    """All texts as (fact, place), in groups of similar suffix length so that little of a group is padding."""
+def _turns(by_fact: Sequence[Sequence[TokenRow]], turns: int) -> list[list[tuple[int, int]]]:
+    """All texts as (fact, place), dealt out to turns by their place; the first turn has every fact's bare prompt.
+
+    A fact with fewer texts than there are turns has one in each, over and over.
+    """
+    return [
+        [
+            (fact, place)
+            for fact, rows in enumerate(by_fact)
+            for place in range(len(rows))
+            if place % min(turns, len(rows)) == turn % min(turns, len(rows))
+        ]
+        for turn in range(turns)
+    ]
+
+
+def _by_length(by_fact: Sequence[Sequence[TokenRow]], chosen: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Texts in groups of similar suffix length, so that little of a group is padding."""
 
     def suffix(text: tuple[int, int]) -> int:
         row = by_fact[text[0]][text[1]]
         return len(row.ids) - row.subject
 
-    texts = sorted(((fact, place) for fact, rows in enumerate(by_fact) for place in range(len(rows))), key=suffix)
     groups: list[list[tuple[int, int]]] = []
-    for text in texts:
+    for text in sorted(chosen, key=suffix):
         if not groups or (len(groups[-1]) >= TEXTS_PER_GROUP and suffix(text) > LONGEST * suffix(groups[-1][0])):
             groups.append([])
         groups[-1].append(text)

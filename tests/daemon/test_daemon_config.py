@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.config import load_settings
+from daemon.config import EditSection, load_settings
 from daemon.errors import ConfigInvalid
+from editor import MemitSettings
 
 MINIMAL = '[source]\npath = "facts.ttl"\n'
 
@@ -141,3 +142,7 @@ def test_absolute_paths_and_names_stay_as_they_are(tmp_path: Path) -> None:
     assert settings.state.directory == Path("/srv/state")
     assert settings.source.path == Path("/data/facts.ttl")
     assert settings.model.base == "org/name@v1"
+
+
+def test_every_memit_setting_can_be_set() -> None:
+    assert set(MemitSettings.model_fields) <= set(EditSection.model_fields)

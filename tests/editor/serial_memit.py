@@ -58,6 +58,7 @@ class SerialSettings:
     mom2_weight: float = 15000
     loss_floor: float = 5e-2
     enough: float = 1.0  # not in the reference: stop when every target token is more likely than this everywhere
+    turns: int = 1  # not in the reference: a step reads one of this many shares of the contexts, in turn
 
     def __post_init__(self) -> None:
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
@@ -238,8 +239,8 @@ class ValueObjective:
         _check_contexts(contexts)
         self.model, self.settings = model, settings
         self.block = _block(model, settings.layers[-1])
-        self.rows = [request_row(tokenizer, context, request, with_target=True) for context in contexts]
-        self.all_rows = [*self.rows, encode(tokenizer, "", request.subject, ESSENCE)]
+        self.texts = [request_row(tokenizer, context, request, with_target=True) for context in contexts]
+        self.essence = encode(tokenizer, "", request.subject, ESSENCE)
         self.dtype = torch.promote_types(model.dtype, torch.float32)
         self.h: Tensor | None = None
         self.initial: Tensor | None = None  # log-probabilities [1, vocabulary] at the essence prompt's lookup
@@ -250,8 +251,11 @@ class ValueObjective:
         width = self.model.config.hidden_size
         return torch.zeros(width, dtype=self.dtype, device=self.model.device, requires_grad=True)
 
-    def __call__(self, delta: Tensor) -> Losses:
-        """Evaluate the loss; the model must be frozen if a gradient is to be taken."""
+    def __call__(self, delta: Tensor, step: int = 0) -> Losses:
+        """Evaluate the loss of a step's share of the texts; the model must be frozen if a gradient is to be taken."""
+        shares = min(self.settings.turns, len(self.texts))
+        rows = self.texts[step % self.settings.turns % shares :: shares]
+        all_rows = [*rows, self.essence]
         if self.h is None and bool(delta.detach().any()):
             raise ValueError("the first evaluation must be at delta = 0")
 
@@ -260,22 +264,22 @@ class ValueObjective:
         ) -> Tensor | tuple[Tensor, ...]:
             states = _hidden(output)
             if self.h is None:  # contexts[0] is the bare prompt
-                self.h = states[0, self.all_rows[0].lookup].detach().clone().to(self.dtype)
+                self.h = states[0, all_rows[0].lookup].detach().clone().to(self.dtype)
             here = torch.zeros(*states.shape[:2], 1, dtype=self.dtype, device=states.device)
-            for i, row in enumerate(self.all_rows):
+            for i, row in enumerate(all_rows):
                 here[i, row.lookup] = 1
             changed = states + (here * delta).to(states.dtype)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         handle = self.block.register_forward_hook(intervene)
         try:
-            logits = _forward(self.model, self.all_rows).to(self.dtype)
+            logits = _forward(self.model, all_rows).to(self.dtype)
         finally:
             handle.remove()
         assert self.h is not None
 
         per_context = []
-        for i, row in enumerate(self.rows):
+        for i, row in enumerate(rows):
             m, end = len(row.target), len(row.ids)
             log_probs = functional.log_softmax(logits[i, end - m : end], dim=-1)
             target = torch.tensor(row.target, device=logits.device)
@@ -284,7 +288,7 @@ class ValueObjective:
             self.least = min(self.least, picked.min().exp().item()) if i else picked.min().exp().item()
         nll = torch.stack(per_context).mean()
 
-        now = functional.log_softmax(logits[-1, self.all_rows[-1].lookup], dim=-1).unsqueeze(0)
+        now = functional.log_softmax(logits[-1, all_rows[-1].lookup], dim=-1).unsqueeze(0)
         if self.initial is None:
             self.initial = now.detach().clone()
         # kl_div(a, b) is the sum of b (log b - log a), so as in the reference this is KL(now || initial):
@@ -322,13 +326,14 @@ def optimise_value(
     delta = objective.zero()
     adam = torch.optim.Adam([delta], lr=settings.lr)
     trace: list[dict[str, float]] = []
+    low = 0  # steps in a row that met a stop rule
     with _frozen(model):
         for step in range(settings.steps):
-            losses = objective(delta)
+            losses = objective(delta, step)
             trace.append({name: term.item() for name, term in losses._asdict().items()})
             trace[-1]["least"] = objective.least
-            done = trace[-1]["total"] < settings.loss_floor or objective.least > settings.enough
-            if done or step == settings.steps - 1:
+            low = low + 1 if trace[-1]["total"] < settings.loss_floor or objective.least > settings.enough else 0
+            if low == settings.turns or step == settings.steps - 1:
                 break
             adam.zero_grad()
             losses.total.backward()

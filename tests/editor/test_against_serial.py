@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import serial_memit as serial
 import torch
+from tiny_models import tiny_gpt2, tiny_llama, tiny_tokenizer
+from transformers import PreTrainedModel
 
 from editor import EditRequest, LanguageModel, Memit, MemitSettings, Preparation, ValueCache
+from editor.architectures import architecture_of
 from editor.covariance import covariance
+from editor.insertion import Insertion
 from editor.values import ValueOptimiser
 
 CONTEXTS = ("{}", "The old river. {}", "Because of rain, we all stayed at home. {}")
@@ -32,7 +37,7 @@ def oracle_settings(of: MemitSettings) -> serial.SerialSettings:
     return serial.SerialSettings(
         layers=of.layers, steps=of.steps, lr=of.learning_rate, weight_decay=of.weight_decay,
         kl_factor=of.kl_factor, clamp=of.clamp, mom2_weight=of.covariance_weight, loss_floor=of.loss_floor,
-        enough=of.enough,
+        enough=of.enough, turns=of.turns,
     )  # fmt: skip
 
 
@@ -48,9 +53,9 @@ def ordinary_rows(count: int = 40) -> list[list[int]]:
     ]
 
 
-@pytest.mark.parametrize("clamp", [0.75, 8.0])
-def test_value_vectors_agree(tiny: LanguageModel, clamp: float) -> None:
-    chosen = settings(clamp=clamp)
+@pytest.mark.parametrize(("clamp", "turns"), [(0.75, 1), (8.0, 1), (8.0, 2), (8.0, 5)])
+def test_value_vectors_agree(tiny: LanguageModel, clamp: float, turns: int) -> None:
+    chosen = settings(clamp=clamp, turns=turns)
     ours = ValueOptimiser(tiny, chosen, CONTEXTS)([EditRequest(*fact) for fact in FACTS])
     for vector, fact in zip(ours, FACTS, strict=True):
         oracle = serial.value_vector(
@@ -68,11 +73,13 @@ def serial_values(tiny: LanguageModel, chosen: MemitSettings) -> list[serial.Val
     ]
 
 
-@pytest.mark.parametrize(("rule", "traced"), [("loss_floor", "total"), ("enough", "least")])
+@pytest.mark.parametrize(
+    ("rule", "traced", "turns"), [("loss_floor", "total", 1), ("enough", "least", 1), ("loss_floor", "total", 2)]
+)
 def test_a_fact_that_stops_early_keeps_its_vector_while_others_go_on(
-    tiny: LanguageModel, rule: str, traced: str
+    tiny: LanguageModel, rule: str, traced: str, turns: int
 ) -> None:
-    endless = settings(clamp=20.0, steps=30, loss_floor=0.0)
+    endless = settings(clamp=20.0, steps=30, loss_floor=0.0, turns=turns)
     # Between two steps of one fact, so that rounding does not decide when it stops.
     around = sorted(value.trace[15][traced] + value.trace[16][traced] for value in serial_values(tiny, endless))
     halfway = around[len(FACTS) // 2] / 2
@@ -108,6 +115,38 @@ def test_updates_agree(tiny: LanguageModel, tmp_path: Path, layers: tuple[int, .
         assert relative(stored, tiny.architecture.as_stored(delta)) < TOLERANCE
     for name, tensor in tiny.model.state_dict().items():
         assert torch.equal(tensor, before[name]), f"{name} was not restored"
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+def test_single_precision_gives_the_same_updates(make: Callable[..., PreTrainedModel]) -> None:
+    chosen = settings(layers=(0, 2), suffix_weight=0.5, passes=2)
+    requests = [EditRequest(*fact) for fact in sorted(FACTS)]
+    models = {}
+    for dtype in (torch.float64, torch.float32):
+        model = make(dtype=dtype).requires_grad_(requires_grad=False)
+        models[dtype] = LanguageModel(model, tiny_tokenizer(), architecture_of(model), str(dtype))
+    moments = covariance(models[torch.float64], ordinary_rows(), chosen.layers)
+    values = ValueOptimiser(models[torch.float64], chosen, CONTEXTS)(requests)
+    double, single = (
+        Insertion(model, chosen, CONTEXTS, moments)(requests, values, ["You can see the river."])
+        for model in models.values()
+    )
+    for layer, update in double.items():
+        assert relative(single[layer], update) < 5 * TOLERANCE
+
+
+def test_a_shrunk_covariance_is_partly_the_identity(tiny: LanguageModel, tmp_path: Path) -> None:
+    chosen = settings(layers=(1,))
+    moments = covariance(tiny, ordinary_rows(), [1])
+    requests = [EditRequest(*fact) for fact in FACTS]
+    shrunk = 0.7 * moments[1] + 0.3 * moments[1].trace() / len(moments[1]) * torch.eye(len(moments[1]))
+    ours, expected = (
+        Memit(tiny, chosen.model_copy(update={"shrinkage": shrinkage}), Preparation(CONTEXTS, {1: moment}),
+              ValueCache(tmp_path)).update(requests)
+        for shrinkage, moment in ((0.3, moments[1]), (0.0, shrunk))
+    )  # fmt: skip
+    name = tiny.architecture.weight_name(1)
+    assert relative(ours[name], expected[name]) < TOLERANCE
 
 
 def test_other_tokens_resist_as_if_their_keys_were_ordinary_text(tiny: LanguageModel, tmp_path: Path) -> None:
