@@ -45,9 +45,9 @@ path = "wikidata.ttl"
 [gate]
 # The demo has about a hundred control facts: with so few, two more or fewer are chance. The default is 0.02.
 control_max_drop = 0.05
-# Its ordinary text is the base's own writing, which no other model reads as well as the base: a rise of 3 % on it
-# is about 2 % on an encyclopaedia. The default is 0.03.
-perplexity_max_rise = 0.05
+# Its ordinary text is the base's own writing, which no other model reads as well as the base: a rise of 3 to 4 % on
+# it is about 2 % on an encyclopaedia. The default is 0.03.
+perplexity_max_rise = 0.06
 
 [log]
 level = "warning"

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -55,8 +56,9 @@ def _without_quantisation(model: Any) -> Any:
     """The same weights under a configuration that plain ``transformers`` saves and loads."""
     config = model.config.to_dict()
     del config["quantization_config"]
-    plain = type(model)(type(model.config).from_dict(config)).to(model.dtype)
-    plain.load_state_dict(model.state_dict())
+    with torch.device("meta"):  # no time for random weights that are replaced at once
+        plain = type(model)(type(model.config).from_dict(config)).to(model.dtype)
+    plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
     return plain
 

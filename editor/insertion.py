@@ -3,11 +3,11 @@
 For layers ascending, index i of n: ``R = (Z - h_L) / (n - i)``, ``Delta = R K^T (lambda C + K K^T)^-1``, write, go on
 with the new weights. Texts are cut at the subject's last token, and each block runs once on from the last edited one.
 
-Three terms are ours. With ``suffix_weight`` mu > 0 the system also holds ``mu K_s K_s^T``, the keys of every other token
-of the prompts with their targets. Value vectors are optimised as if only the subject's token changed; without the term
-the update also moves the tokens after it, and a target of several tokens comes out wrong (measured in
-docs/architecture.md). Protected texts add ``K_p K_p^T`` in the same way, and ``shrinkage`` moves C
-towards the identity. Without any of them it is MEMIT as published.
+Three terms are ours. With ``suffix_weight`` mu > 0 the system also holds ``mu K_s K_s^T``, the keys of every other
+token of the prompts with their targets. Value vectors are optimised as if only the subject's token changed; without
+the term the update also moves the tokens after it, and a target of several tokens comes out wrong (measured in
+docs/architecture.md). Protected texts add ``K_p K_p^T`` in the same way, and ``shrinkage`` moves C towards the
+identity. Without any of them it is MEMIT as published.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SHAPING = ("layers", "contexts", "context_tokens", "covariance_tokens", "seed")
 """Settings that a preparation depends on."""
 
-HELD_OUT_TOKENS = 3000
+HELD_OUT_TOKENS = 2500
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,12 @@ def test_plain_transformers_answers_with_the_new_values(demo: tuple[Path, dict[s
     prompts = [{"prompt": a["prompt"], "expected": a["expected"]} for a in written]
     assert share(ask(directory / "current", prompts, tmp_path)) >= 0.95
     held_out = [
-        {"prompt": catalogue[a["pid"]]["paraphrases"][0].replace("{}", a["subject"]), "expected": a["expected"]}
+        {"prompt": wording.replace("{}", a["subject"]), "expected": a["expected"]}
         for a in written
+        for wording in catalogue[a["pid"]]["paraphrases"]
     ]
-    # The aim is 0.80; see CHANGELOG, known limits.
-    assert share(ask(directory / "current", held_out, tmp_path)) >= 0.50
+    # The aim is 0.80 and is met on the machines tried; sampled contexts differ between machines by a few points.
+    assert share(ask(directory / "current", held_out, tmp_path)) >= 0.75
 
 
 def test_ordinary_text_reads_as_before(demo: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
