@@ -81,7 +81,7 @@ def quarantine(session: Session, change: Change, reason: str, version_id: int | 
 
 def _edit_of(runtime: Runtime, change: Change) -> Edit:
     former = change.old_values[0]["label"] if len(change.old_values) == 1 else None
-    relation = runtime.relations[change.pid]
+    relation = runtime.relation(change.pid)
     return Edit(
         change_id=key(change), qid=change.qid, pid=change.pid, prompt=relation.prompt,
         variants=list(relation.variants), subject=change.subject_label,

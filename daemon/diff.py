@@ -32,7 +32,7 @@ def diff(runtime: Runtime, cycle_id: int) -> None:
         if len(change.new_values) > 1 or (not change.new_values and (change.qid, change.pid) not in live)
     }  # fmt: skip
     definite = [change for change in pending if len(change.new_values) == 1]
-    questions = [question_of(runtime.relations[change.pid], change) for change in definite]
+    questions = [question_of(runtime.relation(change.pid), change) for change in definite]
     beliefs = measure_beliefs(runtime, version, questions)
     held = {change.id for change, belief in zip(definite, beliefs, strict=True) if belief.belief == Holding.HOLDS}
     with runtime.database.transaction() as session:

@@ -63,11 +63,11 @@ class Result:
     answer: str
 
 
-def edit_probes(edits: Sequence[Edit], relations: dict[str, Relation], settings: GateSection) -> list[Probe]:
+def edit_probes(edits: Sequence[Edit], relation: Callable[[str], Relation], settings: GateSection) -> list[Probe]:
     """Efficacy and paraphrase probes of live edits."""
     probes = []
     for edit in edits:
-        wordings = _shuffled(relations[edit.pid].paraphrases, edit.qid)[: settings.paraphrases_per_fact]
+        wordings = _shuffled(relation(edit.pid).paraphrases, edit.qid)[: settings.paraphrases_per_fact]
         for kind, template in (
             (Kind.EFFICACY, edit.prompt),
             *((Kind.PARAPHRASE, wording) for wording in wordings),

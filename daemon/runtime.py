@@ -63,20 +63,36 @@ class Runtime:
         return ArtifactStore(self.settings.state.directory / "versions")
 
     @cached_property
+    def _catalogue(self) -> dict[str, Relation]:
+        return load_catalogue(self.settings.source.catalogue)
+
+    @cached_property
     def relations(self) -> dict[str, Relation]:
         """The watched relations by P-id.
 
         Raises:
             ConfigInvalid: a configured property is not in the catalogue.
         """
-        catalogue = load_catalogue(self.settings.source.catalogue)
-        chosen = self.settings.source.properties or tuple(catalogue)
-        unknown = [pid for pid in chosen if pid not in catalogue]
+        chosen = self.settings.source.properties or tuple(self._catalogue)
+        unknown = [pid for pid in chosen if pid not in self._catalogue]
         if unknown:
             raise ConfigInvalid(
                 f"source.properties: {unknown[0]} is not in the relation catalogue: add it to source.catalogue"
             )
-        return {pid: catalogue[pid] for pid in chosen}
+        return {pid: self._catalogue[pid] for pid in chosen}
+
+    def relation(self, pid: str) -> Relation:
+        """The relation of a recorded change or edit, whether its property is still watched or not.
+
+        Raises:
+            ConfigInvalid: it is no longer in the catalogue.
+        """
+        if pid not in self._catalogue:
+            raise ConfigInvalid(
+                f"{pid} has recorded changes or live edits but no entry in the relation catalogue: "
+                "put it back into source.catalogue"
+            )
+        return self._catalogue[pid]
 
     def open_source(self) -> WikidataSource:
         """The configured source, read afresh (an embedded snapshot may have been replaced)."""

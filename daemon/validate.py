@@ -41,7 +41,7 @@ def validate(runtime: Runtime, cycle_id: int) -> None:
     base_model = runtime.model(base)
     text = _ordinary_text(runtime, base_model)
     stable = _known_to_base(runtime, base_model, pool)
-    probes = [*edit_probes(edits, runtime.relations, settings), *stable]
+    probes = [*edit_probes(edits, runtime.relation, settings), *stable]
     tokens = sum(len(window) - 1 for window in text)
 
     def measure(version: Version, asked: Sequence[Probe]) -> tuple[Measurement, list[bool]]:

@@ -308,6 +308,16 @@ def test_pull_stops_before_diff_and_once_goes_on(factsyncd: Factsyncd, ready: Pa
     assert finished.data["id"] == pulled.data["id"]
 
 
+def test_what_was_pulled_is_edited_though_its_property_is_no_longer_watched(factsyncd: Factsyncd, ready: Path) -> None:
+    (ready.parent / "facts.ttl").write_text(turtle(after=True), "utf-8")
+    assert factsyncd("pull", "--config", ready).code == 0
+    rewrite(ready, 'properties = ["P6", "P36"]', 'properties = ["P36"]')
+    finished = factsyncd("once", "--json", "--config", ready)
+    # Facts of an unwatched property may be stale, so none is a neighbour, and the gate holds for want of probes.
+    assert (finished.code, finished.data["outcome"]) == (4, "held"), finished.errors
+    assert len(factsyncd("facts", "--state", "batched", "--json", "--config", ready).data) == len(CHANGES)
+
+
 def test_another_distributions_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     check_package_names()
     owners = {"store": ["factsyncd", "some-store"], "daemon": ["factsyncd"]}
