@@ -40,7 +40,12 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, start_child: Start
 
 
 def test_two_competing_processes_are_never_inside_together(tmp_path: Path, start_child: StartChild) -> None:
-    children = [start_child("compete_for_lock.py", tmp_path, 60) for _ in range(2)]
+    children = [start_child("compete_for_lock.py", tmp_path, 200) for _ in range(2)]
+    for child in children:
+        assert child.stdout.readline() == "ready\n"
+    for child in children:
+        child.stdin.write("go\n")
+        child.stdin.flush()
     outputs = [child.communicate(timeout=60) for child in children]
     assert [child.returncode for child in children] == [0, 0], outputs
     assert sum(int(output) for output, _ in outputs) > 0, "they never met"

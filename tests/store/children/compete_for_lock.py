@@ -1,4 +1,7 @@
-"""Takes the writer lock of argv[1] argv[2] times, and fails if somebody else is inside at the same time."""
+"""Takes the writer lock of argv[1] argv[2] times, and fails if somebody else is inside at the same time.
+
+Says "ready", and begins when it is told to.
+"""
 
 import sys
 import time
@@ -9,6 +12,8 @@ from store import WriterBusy, WriterLock
 state_dir, wanted = Path(sys.argv[1]), int(sys.argv[2])
 inside = state_dir / "inside"
 refused = 0
+print("ready", flush=True)
+sys.stdin.readline()
 for _ in range(wanted):
     while True:
         try:
