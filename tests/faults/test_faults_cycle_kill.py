@@ -198,7 +198,7 @@ def start_service(config: Path, **variables: str) -> tuple[subprocess.Popen[str]
     return process, lines
 
 
-def wait_for(words: str, lines: list[str], process: subprocess.Popen[str], seconds: float = 60) -> None:
+def wait_for(words: str, lines: list[str], process: subprocess.Popen[str], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not any(words in line for line in lines):
         assert process.poll() is None, "".join(lines)

@@ -39,7 +39,7 @@ def served(file: Path, directory: Path, *options: str):
     with (directory.parent / f"{directory.name}.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        for _ in range(200):
+        for _ in range(1200):
             assert process.poll() is None, "the server did not start"
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
