@@ -7,8 +7,11 @@ import sys
 from typing import TYPE_CHECKING
 
 import structlog
+from stamina.instrumentation import set_on_retry_hooks
 
 if TYPE_CHECKING:
+    from stamina.instrumentation import RetryDetails
+
     from daemon.config import LogSection
 
 
@@ -40,3 +43,11 @@ def configure_logging(settings: LogSection) -> None:
         )
     )
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
+    set_on_retry_hooks([_log_retry])
+
+
+def _log_retry(details: RetryDetails) -> None:
+    # Only the last failure is an error; it ends the cycle and is reported then.
+    structlog.get_logger("factsyncd").info(
+        "trying again", attempt=details.retry_num, seconds=round(details.wait_for, 1), after=str(details.caused_by)
+    )
