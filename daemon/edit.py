@@ -34,13 +34,14 @@ def edit(runtime: Runtime, cycle_id: int) -> None:
     terminator = runtime.settings.edit.terminator
     settings_digest = runtime.settings_digest(model)  # the operator may have changed them since the batch
     memit = runtime.memit(model)
-    updates = memit.update(
-        [request_of(entry, terminator) for entry in ledger],
+    update = memit.update(
+        [[request_of(entry, terminator) for entry in ledger]],
         protected_texts(runtime, {entry.qid for entry in ledger}),
         runtime.progress,
     )
     with runtime.artifacts.stage(candidate.id) as staging:
-        linked = write_version(runtime.artifacts.path(BASE_VERSION), staging, updates, _link, skip=("MANIFEST.json",))
+        pristine = runtime.artifacts.path(BASE_VERSION)
+        linked = write_version(pristine, staging, update.tensors, _link, skip=("MANIFEST.json",))
         known = runtime.artifacts.manifest(BASE_VERSION).files
         digest = runtime.artifacts.seal(
             staging,

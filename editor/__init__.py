@@ -12,8 +12,9 @@ from editor.errors import (
     SettingsInvalid,
     UnsupportedModel,
 )
+from editor.insertion import Fit
 from editor.language_model import LanguageModel, load_language_model
-from editor.memit import Memit
+from editor.memit import Memit, WeightUpdate
 from editor.ordinary_text import TextSource, file_text, ordinary_text
 from editor.preparation import Preparation, prepare
 from editor.probing import Score, greedy_answers, is_answer, natural_stop, perplexity, scores
@@ -26,6 +27,7 @@ __all__ = [
     "CovarianceTooSmall",
     "EditRequest",
     "EditorError",
+    "Fit",
     "Interrupted",
     "LanguageModel",
     "Memit",
@@ -40,6 +42,7 @@ __all__ = [
     "TextSource",
     "UnsupportedModel",
     "ValueCache",
+    "WeightUpdate",
     "check_request",
     "file_text",
     "fill",

@@ -22,15 +22,19 @@ class Architecture:
         final_norm: the norm after the last block.
         down_projection: the MLP's output projection inside a block: the matrix MEMIT edits.
         input_by_output: whether that matrix is stored as ``[d_ff, d]`` (Conv1D) instead of ``[d, d_ff]`` (Linear).
+        attention: the attention module inside a block.
         position_embedding: an embedding the decoder adds to ``inputs_embeds`` by itself, if any.
+        attention_method: the method by which its attention computes, where transformers' common interface is not used.
     """
 
     decoder: str
     layers: str
     final_norm: str
     down_projection: str
+    attention: str
     input_by_output: bool = False
     position_embedding: str | None = None
+    attention_method: str | None = None
 
     def decoder_of(self, model: PreTrainedModel) -> nn.Module:
         """The decoder module."""
@@ -55,8 +59,10 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "llama": Architecture("model", "layers", "norm", "mlp.down_proj"),
-    "gpt2": Architecture("transformer", "h", "ln_f", "mlp.c_proj", input_by_output=True, position_embedding="wpe"),
+    "llama": Architecture("model", "layers", "norm", "mlp.down_proj", "self_attn"),
+    "gpt2": Architecture(
+        "transformer", "h", "ln_f", "mlp.c_proj", "attn", input_by_output=True, position_embedding="wpe"
+    ),
 }
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from editor.errors import CovarianceTooSmall
+from editor.packing import Packing, Segment
 from editor.progress import Progress, silent
-from editor.requests import pad
-from editor.stack import Stack
+from editor.stack import Stack, token_ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ TOKENS_PER_BATCH = 4096
 
 
 class KeyRecorder:
-    """Records the inputs of down projections while it is open: ``recorded[layer]`` is ``[rows, tokens, d_ff]``."""
+    """Records what enters down projections while it is open: ``recorded[layer]`` is ``[size, d_ff]``, packed texts."""
 
     def __init__(self, language_model: LanguageModel, layers: Sequence[int]) -> None:
         self.recorded: dict[int, Tensor] = {}
@@ -45,7 +45,7 @@ class KeyRecorder:
 
     def _hook(self, layer: int):  # type: ignore[no-untyped-def]
         def record(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.recorded[layer] = inputs[0].detach()
+            self.recorded[layer] = inputs[0].detach()[0]
 
         return record
 
@@ -73,15 +73,14 @@ def covariance(
     sums: dict[int, Tensor] = {}
     done = 0
     for batch in _batches(texts):
-        ids, mask = pad(batch, language_model.device)
-        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        packing = Packing([Segment(len(text)) for text in batch], language_model.device)
         with KeyRecorder(language_model, layers) as recorder:
-            stack(ids, mask, positions)
+            stack(token_ids(batch, packing, language_model.device), packing)
         for layer, keys in recorder.recorded.items():
-            real = keys[mask.bool()].float()
+            real = keys[: packing.tokens].float()
             product = (real.T @ real).double().cpu()
             sums[layer] = sums[layer] + product if layer in sums else product
-        done += int(mask.sum())
+        done += packing.tokens
         progress("covariance", done, total)
     width = next(iter(sums.values())).shape[0] if sums else 0
     if total <= width or not sums:
@@ -92,12 +91,13 @@ def covariance(
 
 
 def _batches(texts: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
-    """Texts in batches of about :data:`TOKENS_PER_BATCH`, longest first so that padding is small."""
+    """Texts in batches of about :data:`TOKENS_PER_BATCH`, alike in length so that attention pads little."""
     batches: list[list[Sequence[int]]] = []
-    width = 0
-    for text in sorted(texts, key=len, reverse=True):
-        if not batches or (len(batches[-1]) + 1) * width > TOKENS_PER_BATCH:
+    tokens = 0
+    for text in sorted((text for text in texts if text), key=len, reverse=True):
+        tokens += len(text)
+        if not batches or tokens > TOKENS_PER_BATCH:
             batches.append([])
-            width = len(text)
+            tokens = len(text)
         batches[-1].append(text)
     return batches

@@ -1,62 +1,97 @@
 """Insertion: spread the value vectors' residual over the edited blocks (Meng et al. 2022, section 4.3).
 
 For layers ascending, index i of n: ``R = (Z - h_L) / (n - i)``, ``Delta = R K^T (lambda C + K K^T)^-1``, write, go on
-with the new weights. Texts are cut at the subject's last token, and each block runs once on from the last edited one.
+with the new weights. Texts are packed and cut at the subject's last token. Each starts from the hidden states that
+enter the first edited block, and none goes further than the last edited one.
 
 Three terms are ours. With ``suffix_weight`` mu > 0 the system also holds ``mu K_s K_s^T``, the keys of every other
 token of the prompts with their targets. Value vectors are optimised as if only the subject's token changed; without
 the term the update also moves the tokens after it, and a target of several tokens comes out wrong (measured in
 docs/architecture.md). Protected texts add ``K_p K_p^T`` in the same way, and ``shrinkage`` moves C towards the
 identity. Without any of them it is MEMIT as published.
+
+Batches are written one after another; the keys of earlier ones then stay in the system, so that a later batch leaves
+them where they are (ENCORE, Gupta et al. 2025; AlphaEdit).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from editor.covariance import KeyRecorder
-from editor.errors import NumericalFailure
+from editor.packing import Packing, Segment
 from editor.progress import Progress, silent
-from editor.requests import EditRequest, TokenRow, pad, rewrite_rows
-from editor.stack import Stack
+from editor.requests import EditRequest, TokenRow, rewrite_rows
+from editor.solve import Factors, Prior, System
+from editor.stack import Stack, token_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from editor.language_model import LanguageModel
     from editor.settings import MemitSettings
 
-ROWS_PER_BATCH = 256
+TOKENS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Facts that are written together, and their value vectors ``[facts, d]``."""
+
+    requests: Sequence[EditRequest]
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well the edited layers hold what was written.
+
+    Attributes:
+        load: share of a key's dimensions that the facts take up, in the fullest layer: 0 to 1.
+        unwritten: share of the wanted changes (root mean square over facts) that the final weights do not make.
+    """
+
+    load: float = 0.0
+    unwritten: float = 0.0
 
 
 @dataclass
-class _Rows:
-    """Texts on their way through the blocks.
+class _Texts:
+    """Packed texts on their way through the blocks.
 
-    ``hidden`` [rows, T, d] enters the next block to run, or has just left it; ``keys`` [rows, T, d_ff] entered the
-    down projection of the block that ran last.
+    ``hidden`` [size, d] enters the next block to run.
     """
 
-    start: Tensor
-    mask: Tensor
-    positions: Tensor
-    subject: Tensor  # [rows]
-    texts: int  # rows per fact
+    packing: Packing
+    start: Tensor  # [size, d] enters the first edited block
+    subject: Tensor  # [rows] the subject's last token of each text; none in a text without a subject
+    elsewhere: Tensor  # the tokens that resist the update
+    weight: float  # how strongly they do
     hidden: Tensor
-    keys: Tensor
 
-    def elsewhere(self, states: Tensor) -> Tensor:
-        """``states`` [rows, T, n] at real tokens but the subject's last: [tokens, n]."""
-        wanted = self.mask.bool() & (self.positions != self.subject.unsqueeze(1))
-        return states[wanted]
 
-    def at_subject(self, states: Tensor) -> Tensor:
-        """``states`` [rows, T, n] at each row's subject: [rows, n]."""
-        return states[torch.arange(len(self.subject), device=states.device), self.subject]
+@dataclass
+class _Work:
+    """The texts of one batch."""
+
+    bare: list[_Texts]
+    others: list[_Texts]
+    other_counts: Tensor  # [facts] how many texts beside the bare one
+    plain: list[_Texts]
+    values: Tensor
+    columns: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.columns = len(self.values) + sum(len(texts.elsewhere) for texts in [*self.bare, *self.plain])
+
+    @property
+    def texts(self) -> list[_Texts]:
+        return [*self.bare, *self.others, *self.plain]
 
 
 class Insertion:
@@ -67,6 +102,7 @@ class Insertion:
         settings: MEMIT settings.
         contexts: context templates, the first bare.
         covariance: per edited layer, ``[d_ff, d_ff]``.
+        factors: matrices kept between runs.
     """
 
     def __init__(
@@ -75,104 +111,129 @@ class Insertion:
         settings: MemitSettings,
         contexts: Sequence[str],
         covariance: Mapping[int, Tensor],
+        factors: Factors | None = None,
     ) -> None:
         self._lm = language_model
         self._settings = settings
         self._contexts = tuple(contexts)
-        self._covariance = covariance
+        self._prior = Prior(covariance, settings, factors or Factors(), language_model.device)
 
     @torch.no_grad()
     def __call__(
-        self,
-        requests: Sequence[EditRequest],
-        values: Tensor,
-        protected: Sequence[str] = (),
-        progress: Progress = silent,
-    ) -> dict[int, Tensor]:
+        self, batches: Sequence[Batch], protected: Sequence[str] = (), progress: Progress = silent
+    ) -> tuple[dict[int, Tensor], Fit]:
         """Updates per layer, float32 ``[d, d_ff]`` on the CPU, whatever orientation the weights are stored in.
 
         Args:
-            requests: the facts; those with the same number of variants stand together.
-            values: their value vectors ``[facts, d]``.
+            batches: facts, written batch after batch.
             protected: texts of which every token resists the update.
             progress: told the layers done; may raise to interrupt (the weights are restored).
 
         Raises:
             NumericalFailure: the system is singular or an update is not finite.
         """
-        layers = self._settings.layers
-        saved = {layer: self._weight(layer).detach().clone() for layer in layers}
+        updates: dict[int, Tensor] = {}
+        earlier: dict[int, list[Tensor]] = {layer: [] for layer in self._settings.layers}
+        load = 0.0
+        total = len(batches) * self._settings.passes
+        work = None
+        with self._restored():
+            for number, batch in enumerate(batches):
+                work = self._work(batch, protected)
+                first = self._wanted(work)
+                for turn in range(self._settings.passes):
+                    # What one pass leaves of the residual, the next one spreads again.
+                    for texts in work.texts:
+                        texts.hidden = texts.start
+                    keys, loads = self._pass(work, updates, earlier)
+                    progress("insertion", number * self._settings.passes + turn + 1, total)
+                for layer in self._settings.layers:
+                    earlier[layer].append(keys[layer])
+                load = max(loads)
+            unwritten = float(self._wanted(work).norm() / first.norm().clamp(min=1e-30)) if work else 0.0
+        return {layer: update.float().cpu() for layer, update in updates.items()}, Fit(load, unwritten)
+
+    @contextlib.contextmanager
+    def _restored(self) -> Iterator[None]:
+        """Weights written within are put back at the end."""
+        saved = {layer: self._weight(layer).detach().clone() for layer in self._settings.layers}
         try:
-            return self._insert(requests, values, protected, progress)
+            yield
         finally:
             for layer, weight in saved.items():
                 self._weight(layer).copy_(weight)
 
-    def _insert(
-        self, requests: Sequence[EditRequest], values: Tensor, protected: Sequence[str], progress: Progress
-    ) -> dict[int, Tensor]:
-        subjects = [self._to_subject(facts) for facts in self._batches(requests)]
-        # Texts that resist, with their weights; none are run where nothing of them counts.
-        resisting: list[tuple[float, _Rows]] = []
-        if self._settings.suffix_weight:
-            resisting += [(self._settings.suffix_weight, self._whole(facts)) for facts in self._batches(requests)]
-        if self._settings.protect_weight:
-            resisting += [(self._settings.protect_weight, rows) for rows in self._plain(protected)]
-        updates: dict[int, Tensor] = {}
-        for number in range(self._settings.passes):
-            # What one pass leaves of the residual, the next one spreads again.
-            for rows in [*subjects, *(rows for _, rows in resisting)]:
-                rows.hidden = rows.start
-            self._pass(subjects, resisting, values, updates)
-            progress("insertion", number + 1, self._settings.passes)
-        return {layer: update.float().cpu() for layer, update in updates.items()}
-
     def _pass(
-        self,
-        subjects: Sequence[_Rows],
-        resisting: Sequence[tuple[float, _Rows]],
-        values: Tensor,
-        updates: dict[int, Tensor],
-    ) -> None:
-        """Go through the layers once, adding to the weights and to ``updates``."""
+        self, work: _Work, updates: dict[int, Tensor], earlier: Mapping[int, Sequence[Tensor]]
+    ) -> tuple[dict[int, Tensor], list[float]]:
+        """Go through the layers once, adding to the weights and to ``updates``; keys and loads per layer."""
         layers = self._settings.layers
-        everything = [*subjects, *(rows for _, rows in resisting)]
+        all_keys, loads = {}, []
         for index, layer in enumerate(layers):
-            for rows in everything:
-                self._run(rows, layer)
-            keys = torch.cat([self._keys(batch) for batch in subjects])
-            present = torch.cat([self._present_values(batch, layer) for batch in subjects])
-            residual = (values.to(present) - present) / (len(layers) - index)
-            update = self._solve(layer, keys, residual, self._resistance(layer, resisting))
+            before = earlier[layer]
+            system = System(self._prior, layer, work.columns + sum(map(len, before)))
+            for keys in before:
+                system.add(keys)
+            keys, present = self._read(work, layer, system)
+            residual = (work.values.to(present) - present) / (len(layers) - index)
+            update, leverage = system.solve(keys, residual)
+            all_keys[layer] = keys
+            loads.append(float(leverage.sum()) / self._prior.width(layer))
             updates[layer] = updates[layer] + update if layer in updates else update
-            change = self._write(layer, update)
+            self._write(layer, update)
             if index + 1 < len(layers):
-                for rows in everything:
-                    self._advance(rows, change, layer + 1, layers[index + 1])
+                for texts in work.texts:
+                    texts.hidden = self._blocks(layer, layers[index + 1])(texts.hidden, texts.packing)
+        return all_keys, loads
 
-    def _batches(self, requests: Sequence[EditRequest]) -> list[list[EditRequest]]:
-        """Facts in order, in batches with the same number of texts per fact."""
-        batches: list[list[EditRequest]] = []
-        for request in requests:
-            texts = len(self._contexts) + len(request.variants)
-            if (
-                not batches
-                or len(batches[-1][0].variants) != len(request.variants)
-                or (len(batches[-1]) + 1) * texts > ROWS_PER_BATCH
-            ):
-                batches.append([])
-            batches[-1].append(request)
-        return batches
+    def _read(self, work: _Work, layer: int, system: System) -> tuple[Tensor, Tensor]:
+        """Keys ``[facts, d_ff]`` and outputs of block L ``[facts, d]``, with the weights as they are now."""
+        bare, present = [], []
+        for texts in work.bare:
+            out, keys = self._run(texts, layer)
+            bare.append(keys[texts.subject])
+            present.append(self._to_top(texts, out, layer + 1))
+            self._resist(system, texts, keys)
+        for texts in work.plain:
+            self._resist(system, texts, self._run(texts, layer)[1])
+        others = [self._run(texts, layer)[1][texts.subject] for texts in work.others]
+        return self._keys(torch.cat(bare), others, work.other_counts), torch.cat(present)
 
-    def _resistance(self, layer: int, resisting: Sequence[tuple[float, _Rows]]) -> Tensor:
-        """What resists the update: ``lambda C``, shrunk, and the keys of texts that shall read as before."""
-        moment = self._covariance[layer].to(self._lm.device) * self._settings.covariance_weight
-        shrinkage = self._settings.shrinkage
-        moment = moment.lerp(torch.eye(len(moment)).to(moment) * moment.trace() / len(moment), shrinkage)
-        for weight, rows in resisting:
-            keys = rows.elsewhere(rows.keys).float()
-            moment += weight * (keys.T @ keys).double()
-        return moment
+    def _keys(self, bare: Tensor, others: Sequence[Tensor], counts: Tensor) -> Tensor:
+        """Half the bare prompt's key, half the mean of the other texts'."""
+        bare = bare.double()
+        if not others:
+            return bare
+        mean = torch.segment_reduce(torch.cat(list(others)).double(), "mean", lengths=counts, initial=0.0)
+        return torch.where(counts.unsqueeze(1) > 0, (bare + mean) / 2, bare)
+
+    def _run(self, texts: _Texts, layer: int) -> tuple[Tensor, Tensor]:
+        """Output ``[size, d]`` of one edited block, and what enters its down projection ``[size, d_ff]``."""
+        with KeyRecorder(self._lm, [layer]) as recorder:
+            out = self._blocks(layer, layer + 1)(texts.hidden, texts.packing)
+        return out, recorder.recorded[layer]
+
+    def _to_top(self, texts: _Texts, hidden: Tensor, following: int) -> Tensor:
+        """Output of block L at the subject's last token, from what enters the block ``following``: ``[rows, d]``."""
+        top = self._settings.layers[-1] + 1
+        if following < top:
+            hidden = self._blocks(following, top)(hidden, texts.packing)
+        return hidden[texts.subject].double()
+
+    def _wanted(self, work: _Work) -> Tensor:
+        """What is missing to the value vectors now: ``[facts, d]``."""
+        first = self._settings.layers[0]
+        present = torch.cat([self._to_top(texts, texts.start, first) for texts in work.bare])
+        return work.values.to(present) - present
+
+    @staticmethod
+    def _resist(system: System, texts: _Texts, keys: Tensor) -> None:
+        if len(texts.elsewhere):
+            system.add(keys[texts.elsewhere], texts.weight)
+
+    def _write(self, layer: int, update: Tensor) -> None:
+        weight = self._weight(layer)
+        weight.copy_((weight.float() + self._lm.architecture.as_stored(update.float())).to(weight.dtype))
 
     def _weight(self, layer: int) -> Tensor:
         return self._lm.architecture.down_projection_of(self._lm.model, layer).get_parameter("weight")
@@ -180,79 +241,55 @@ class Insertion:
     def _blocks(self, first: int, last: int) -> Stack:
         return Stack(self._lm.model, self._lm.architecture, first, last, from_tokens=False)
 
-    def _to_subject(self, facts: Sequence[EditRequest]) -> _Rows:
-        """All texts of some facts, up to the subject's last token."""
-        by_fact = [rewrite_rows(self._lm.tokenizer, self._contexts, fact) for fact in facts]
-        rows = [row for rows in by_fact for row in rows]
-        cut = [TokenRow(row.ids[: row.subject + 1], row.subject, row.target) for row in rows]
-        return self._start(cut, texts=len(by_fact[0]))
-
-    def _whole(self, facts: Sequence[EditRequest]) -> _Rows:
-        """The bare prompts of some facts with their targets but the last token, which is only predicted."""
-        rows = [rewrite_rows(self._lm.tokenizer, self._contexts[:1], fact)[0] for fact in facts]
-        return self._start([TokenRow(row.ids[:-1], row.subject, row.target) for row in rows], texts=1)
-
-    def _plain(self, texts: Sequence[str]) -> list[_Rows]:
-        """Texts without a subject, in batches of alike length."""
-        encoded = sorted(
-            (tuple(self._lm.tokenizer(text)["input_ids"]) for text in texts), key=lambda ids: (len(ids), ids)
+    def _work(self, batch: Batch, protected: Sequence[str]) -> _Work:
+        """All texts of a batch."""
+        weight = self._settings.suffix_weight
+        bare, others, counts = [], [], []
+        for request in batch.requests:
+            first, *rest = rewrite_rows(self._lm.tokenizer, self._contexts, request)
+            # The last target token is only predicted.
+            bare.append(TokenRow(first.ids[:-1], first.subject, first.target) if weight else _cut(first))
+            others += [_cut(row) for row in rest]
+            counts.append(len(rest))
+        plain = self._plain(protected) if self._settings.protect_weight else []
+        return _Work(
+            self._texts(bare, weight),
+            self._texts(others, 0.0),
+            torch.tensor(counts, device=self._lm.device),
+            self._texts(plain, self._settings.protect_weight),
+            batch.values,
         )
-        # No position is a subject's, so every token counts.
-        rows = [TokenRow(ids, subject=-1, target=len(ids)) for ids in encoded]
-        return [self._start(rows[i : i + ROWS_PER_BATCH], texts=1) for i in range(0, len(rows), ROWS_PER_BATCH)]
 
-    def _start(self, rows: Sequence[TokenRow], texts: int) -> _Rows:
+    def _plain(self, texts: Sequence[str]) -> list[TokenRow]:
+        """Texts without a subject."""
+        encoded = [tuple(self._lm.tokenizer(text)["input_ids"]) for text in texts]
+        return [TokenRow(ids, subject=-1, target=len(ids)) for ids in encoded if ids]
+
+    def _texts(self, rows: Sequence[TokenRow], weight: float) -> list[_Texts]:
+        """Rows in order, in packings of about :data:`TOKENS_AT_ONCE`."""
+        chunks: list[list[TokenRow]] = []
+        tokens = 0
+        for row in rows:
+            tokens += len(row.ids)
+            if not chunks or tokens > TOKENS_AT_ONCE:
+                chunks.append([])
+                tokens = len(row.ids)
+            chunks[-1].append(row)
+        return [self._start(chunk, weight) for chunk in chunks]
+
+    def _start(self, rows: Sequence[TokenRow], weight: float) -> _Texts:
         """Hidden states entering the first edited block."""
-        ids, mask = pad([row.ids for row in rows], self._lm.device)
-        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        subject = torch.tensor([row.subject for row in rows], device=ids.device)
-        first = self._settings.layers[0]
-        hidden = Stack(self._lm.model, self._lm.architecture, 0, first, from_tokens=True)(ids, mask, positions)
-        return _Rows(hidden, mask, positions, subject, texts, hidden, hidden[..., :0])
+        device = self._lm.device
+        packing = Packing([Segment(len(row.ids)) for row in rows], device)
+        ids = token_ids([row.ids for row in rows], packing, device)
+        subjects = [start + row.subject for row, start in zip(rows, packing.starts, strict=True) if row.subject >= 0]
+        rest = sorted(set(range(packing.tokens)) - set(subjects)) if weight else []
+        stack = Stack(self._lm.model, self._lm.architecture, 0, self._settings.layers[0], from_tokens=True)
+        hidden = stack(ids, packing)
+        subject, elsewhere = (torch.tensor(at, dtype=torch.long, device=device) for at in (subjects, rest))
+        return _Texts(packing, hidden, subject, elsewhere, weight, hidden)
 
-    def _run(self, rows: _Rows, layer: int) -> None:
-        """Run one edited block with the weights as they are."""
-        with KeyRecorder(self._lm, [layer]) as recorder:
-            rows.hidden = self._blocks(layer, layer + 1)(rows.hidden, rows.mask, rows.positions)
-        rows.keys = recorder.recorded[layer]
 
-    def _write(self, layer: int, update: Tensor) -> Tensor:
-        """Add an update to a weight; what that changed in it, rounding included, float32 ``[d, d_ff]``."""
-        weight = self._weight(layer)
-        before = weight.float().clone()
-        weight.copy_((before + self._lm.architecture.as_stored(update.float())).to(weight.dtype))
-        return self._lm.architecture.as_stored(weight.float() - before)
-
-    def _advance(self, rows: _Rows, change: Tensor, following: int, layer: int) -> None:
-        """Bring the output of the block just edited up to date, and run the blocks up to the next one to edit."""
-        # A block's output is linear in its down projection.
-        rows.hidden = rows.hidden + (rows.keys.float() @ change.T).to(rows.hidden.dtype)
-        if following < layer:
-            rows.hidden = self._blocks(following, layer)(rows.hidden, rows.mask, rows.positions)
-
-    def _keys(self, rows: _Rows) -> Tensor:
-        """Keys ``[facts, d_ff]``: half the bare prompt's, half the mean of the other texts'."""
-        keys = rows.at_subject(rows.keys).double()
-        keys = keys.view(-1, rows.texts, keys.shape[-1])
-        if rows.texts == 1:
-            return keys[:, 0]
-        return (keys[:, 0] + keys[:, 1:].mean(1)) / 2
-
-    def _present_values(self, rows: _Rows, layer: int) -> Tensor:
-        """Output of block L at the subject's last token of the bare prompt, as the weights are now: ``[facts, d]``."""
-        bare = slice(None, None, rows.texts)
-        out = rows.hidden[bare]
-        if layer < self._settings.layers[-1]:
-            stack = self._blocks(layer + 1, self._settings.layers[-1] + 1)
-            out = stack(out, rows.mask[bare], rows.positions[bare])
-        return out[torch.arange(len(out), device=out.device), rows.subject[bare]].double()
-
-    def _solve(self, layer: int, keys: Tensor, residual: Tensor, resistance: Tensor) -> Tensor:
-        """``R K^T (resistance + K K^T)^-1`` in float64 with keys as rows: ``[d, d_ff]``."""
-        factor, info = torch.linalg.cholesky_ex(resistance + keys.T @ keys)
-        if int(info) != 0:
-            raise NumericalFailure(f"layer {layer}: the covariance is singular: use more covariance_tokens")
-        update = residual.T @ torch.cholesky_solve(keys.T, factor).T
-        if not bool(torch.isfinite(update).all()):
-            raise NumericalFailure(f"layer {layer}: the update is not finite: raise covariance_weight")
-        return update
+def _cut(row: TokenRow) -> TokenRow:
+    """A text up to the subject's last token: nothing after it matters there."""
+    return TokenRow(row.ids[: row.subject + 1], row.subject, row.target)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from editor.insertion import Insertion
+from editor.insertion import Batch, Fit, Insertion
+from editor.precision import chosen_precision
 from editor.progress import Progress, silent
 from editor.requests import EditRequest, rewrite_rows
 from editor.value_cache import ValueCache, value_key
-from editor.values import ValueOptimiser
+from editor.values import ValueOptimiser, by_subject
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from editor.language_model import LanguageModel
     from editor.preparation import Preparation
@@ -22,6 +24,19 @@ if TYPE_CHECKING:
 
 TOKENS_PER_BATCH = 1024
 """Suffix tokens optimised together; bounds the memory of a step."""
+
+
+@dataclass(frozen=True)
+class WeightUpdate:
+    """What to add to the base's weights.
+
+    Attributes:
+        tensors: by parameter name, float32, in the orientation in which each weight is stored.
+        fit: how well the layers hold it.
+    """
+
+    tensors: dict[str, Tensor]
+    fit: Fit = field(default_factory=Fit)
 
 
 class Memit:
@@ -43,21 +58,26 @@ class Memit:
     ) -> None:
         settings.check_fits(language_model.model.config)
         self._lm = language_model
-        self._settings = settings
+        # Part of what a value vector depends on, so it is named before the cache is asked.
+        self._settings = settings.model_copy(update={"precision": chosen_precision(language_model, settings.precision)})
         self._contexts = preparation.contexts
-        self._optimise = ValueOptimiser(language_model, settings, self._contexts)
-        self._insert = Insertion(language_model, settings, self._contexts, preparation.covariance)
+        self._optimise = ValueOptimiser(language_model, self._settings, self._contexts)
+        self._insert = Insertion(language_model, settings, self._contexts, preparation.covariance, preparation.factors)
         self._cache = cache
 
     def update(
-        self, requests: Sequence[EditRequest], protected: Sequence[str] = (), progress: Progress = silent
-    ) -> dict[str, Tensor]:
-        """Weight updates by parameter name, float32, in the orientation in which each weight is stored.
+        self,
+        batches: Sequence[Sequence[EditRequest]],
+        protected: Sequence[str] = (),
+        progress: Progress = silent,
+    ) -> WeightUpdate:
+        """The weight update that writes a ledger.
 
-        The order of the requests does not matter, and one given twice counts once.
+        The order within a batch does not matter, and a request given twice counts once. The strategy decides whether
+        batches do.
 
         Args:
-            requests: the facts.
+            batches: the facts, as they came over time.
             protected: texts that the model shall go on reading as it does.
             progress: may raise to interrupt.
 
@@ -66,22 +86,30 @@ class Memit:
             NumericalFailure: an optimisation or the solve failed.
             Interrupted: the progress callback asked to stop; finished batches are in the cache.
         """
-        ordered = sorted(set(requests), key=lambda request: (len(request.variants), request))
+        ordered = list(_distinct(batches, merged=self._settings.strategy == "ledger"))
         if not ordered:
-            return {}
-        updates = self._insert(ordered, self.values(ordered, progress), sorted(protected), progress)
+            return WeightUpdate({})
+        everything = [request for batch in ordered for request in batch]
+        vectors = dict(zip(everything, self.values(everything, progress), strict=True))
+        wanted = [Batch(batch, torch.stack([vectors[request] for request in batch])) for batch in ordered]
+        updates, fit = self._insert(wanted, sorted(protected), progress)
         architecture = self._lm.architecture
-        return {
+        tensors = {
             architecture.weight_name(layer): architecture.as_stored(update).contiguous()
             for layer, update in updates.items()
         }
+        return WeightUpdate(tensors, fit)
 
     def values(self, requests: Sequence[EditRequest], progress: Progress = silent) -> Tensor:
-        """Value vectors ``[facts, d]``, from the cache or optimised (and then cached) batch by batch."""
-        keys = [value_key(self._lm.digest, self._settings, self._contexts, request) for request in requests]
-        known = self._cache.get(keys)
-        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
-        total = len(missing) * self._settings.steps
+        """Value vectors ``[facts, d]``, from the cache or optimised (and then cached) batch by batch.
+
+        Facts about one subject are optimised together, so a vector depends on its subject's other facts too.
+        """
+        units = [[request for _, request in unit] for unit in by_subject(sorted(requests))]
+        keys = {request: self._key(request, unit) for unit in units for request in unit}
+        known = self._cache.get(list(keys.values()))
+        missing = [unit for unit in units if any(keys[request] not in known for request in unit)]
+        total = sum(map(len, missing)) * self._settings.steps
         done = 0
         for batch in self._batches(missing):
             start, size = done, len(batch)
@@ -89,31 +117,46 @@ class Memit:
             def after_step(step: int, _steps: int, start: int = start, size: int = size) -> None:
                 progress("value vectors", start + step * size, total)
 
-            vectors = self._optimise([missing[key] for key in batch], after_step).cpu()
-            solved = dict(zip(batch, vectors, strict=True))
+            vectors = self._optimise(batch, after_step).float().cpu()  # as they come back from the cache
+            solved = {keys[request]: vector for request, vector in zip(batch, vectors, strict=True)}
             self._cache.put(solved)
             known |= solved
             done += size * self._settings.steps
             progress("value vectors", done, total)
-        return torch.stack([known[key] for key in keys])
+        return torch.stack([known[keys[request]] for request in requests])
 
-    def _batches(self, missing: dict[str, EditRequest]) -> list[list[str]]:
-        """Keys in batches of similar length.
+    def _key(self, request: EditRequest, siblings: Sequence[EditRequest]) -> str:
+        return value_key(self._lm.digest, self._settings, self._contexts, request, siblings)
+
+    def _batches(self, units: Sequence[Sequence[EditRequest]]) -> list[list[EditRequest]]:
+        """Facts in batches of similar length, those about one subject together.
 
         Batches follow a total order of the missing facts, so a run resumed after whole batches forms the same
         ones, and with them the same bits.
         """
-        # Suffix tokens of all the fact's texts, and of its longest: like facts finish together and waste little.
-        shapes: dict[str, tuple[int, int]] = {}
-        for key, request in missing.items():
-            suffixes = [len(row.ids) - row.subject for row in rewrite_rows(self._lm.tokenizer, self._contexts, request)]
-            shapes[key] = (sum(suffixes), max(suffixes))
-        batches: list[list[str]] = []
+        # Suffix tokens of all the unit's texts, and of its longest: like facts finish together and waste little.
+        shapes: dict[int, tuple[int, int]] = {}
+        for number, unit in enumerate(units):
+            rows = [row for r in unit for row in rewrite_rows(self._lm.tokenizer, self._contexts, r)]
+            suffixes = [len(row.ids) - row.subject for row in rows]
+            shapes[number] = (sum(suffixes), max(suffixes))
+        batches: list[list[EditRequest]] = []
         tokens = 0
-        for key in sorted(missing, key=lambda key: (shapes[key], key)):
-            tokens += shapes[key][0]
+        for number in sorted(shapes, key=lambda number: (shapes[number], number)):
+            tokens += shapes[number][0]
             if not batches or tokens > TOKENS_PER_BATCH:
                 batches.append([])
-                tokens = shapes[key][0]
-            batches[-1].append(key)
+                tokens = shapes[number][0]
+            batches[-1] += units[number]
         return batches
+
+
+def _distinct(batches: Sequence[Sequence[EditRequest]], *, merged: bool) -> Iterator[list[EditRequest]]:
+    """Batches in a total order within, each request where it first occurs; none empty."""
+    seen: set[EditRequest] = set()
+    everything = [request for batch in batches for request in batch]
+    for batch in [everything] if merged else batches:
+        fresh = sorted(set(batch) - seen)
+        seen.update(fresh)
+        if fresh:
+            yield fresh

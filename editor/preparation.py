@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import safetensors
@@ -14,6 +14,7 @@ from editor.contexts import context_templates
 from editor.covariance import covariance
 from editor.ordinary_text import TextSource, ordinary_text
 from editor.progress import Progress, silent
+from editor.solve import Factors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,11 +38,13 @@ class Preparation:
         contexts: context templates, the first bare.
         covariance: ``E[k k^T]`` per edited layer, float64 ``[d_ff, d_ff]``.
         held_out: token ids of ordinary text of the same source that is not in the covariance.
+        factors: where matrices that follow from the covariance are kept.
     """
 
     contexts: tuple[str, ...]
     covariance: dict[int, Tensor]
     held_out: tuple[tuple[int, ...], ...] = ()
+    factors: Factors = field(default_factory=Factors)
 
 
 def prepare(
@@ -64,7 +67,8 @@ def prepare(
         CovarianceTooSmall: the text is missing or too short.
         ModelUnavailable: the text's data set cannot be had.
     """
-    file = directory / f"{_key(language_model.digest, settings, text)}.safetensors"
+    key = _key(language_model.digest, settings, text)
+    file = directory / f"{key}.safetensors"
     if not file.exists():
         contexts = context_templates(language_model, settings)
         wanted = settings.covariance_tokens + HELD_OUT_TOKENS
@@ -83,6 +87,7 @@ def prepare(
             tuple(json.loads(stored.metadata()["contexts"])),
             {int(name): stored.get_tensor(name) for name in stored.keys()},  # noqa: SIM118 - not a dict
             tuple(tuple(window) for window in json.loads(stored.metadata()["held_out"])),
+            Factors(directory, key),
         )
 
 

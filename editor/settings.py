@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from importlib import resources
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from editor.errors import SettingsInvalid
+from editor.precision import Precision
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -29,12 +30,20 @@ class MemitSettings(BaseModel):
         enough: a fact also stops when each of its target tokens is at least this likely in every text (1: never, as
             published).
         turns: a step reads one of this many shares of each fact's texts, in turn (1: all of them, as published).
+        precision: of the blocks above the edited ones while value vectors are optimised: the ``model``'s own,
+            ``bfloat16``, or ``auto``: bfloat16 for a float32 model where the hardware multiplies it faster.
         covariance_weight: lambda, how strongly ordinary text resists the update.
         shrinkage: share of the covariance that a multiple of the identity with the same trace takes over, since few
             tokens estimate it badly (Ledoit and Wolf 2004; 0: none, as published).
         passes: how often the residual is spread over the layers (1: as published).
         suffix_weight: mu, how strongly the other tokens of the edited prompts resist it (0: as published).
         protect_weight: how strongly each token of a protected text resists it (no effect without such texts).
+        strategy: how a ledger becomes weights: all live facts in one solve from the pristine base (``ledger``), batch
+            after batch with the earlier batches' keys in the solve (``sequential``), or the same within the directions
+            that ordinary text hardly uses (``null_space``, AlphaEdit). covariance_weight and shrinkage count for the
+            first two, null_space and ridge for the last.
+        null_space: share of a key's dimensions that an update may use.
+        ridge: how strongly it is kept small there.
         contexts: number of sampled prefixes beside the bare prompt.
         context_tokens: length of a sampled prefix.
         covariance_tokens: tokens of ordinary text behind the covariance.
@@ -52,11 +61,15 @@ class MemitSettings(BaseModel):
     loss_floor: float = Field(0.05, ge=0)
     enough: float = Field(1.0, gt=0, le=1)
     turns: int = Field(1, ge=1)
+    precision: Precision = "auto"
     covariance_weight: float = Field(15000.0, gt=0)
     shrinkage: float = Field(0.0, ge=0, lt=1)
     passes: int = Field(1, ge=1)
     suffix_weight: float = Field(0.0, ge=0)
     protect_weight: float = Field(1.0, ge=0)
+    strategy: Literal["ledger", "sequential", "null_space"] = "ledger"
+    null_space: float = Field(0.7, gt=0, le=1)
+    ridge: float = Field(10.0, gt=0)
     contexts: int = Field(5, ge=0)
     context_tokens: int = Field(10, ge=1)
     covariance_tokens: int = Field(20_000, ge=1)

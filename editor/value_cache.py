@@ -27,14 +27,22 @@ if TYPE_CHECKING:
 
 NOT_IN_VALUES = {
     "layers", "covariance_weight", "covariance_tokens", "shrinkage", "passes", "suffix_weight", "protect_weight",
+    "strategy", "null_space", "ridge",
 }  # fmt: skip
 """Settings that do not change a value vector; of the layers only the last one does."""
 
 
-def value_key(base_digest: str, settings: MemitSettings, contexts: Sequence[str], request: EditRequest) -> str:
-    """SHA-256 over everything a value vector depends on."""
+def value_key(
+    base_digest: str,
+    settings: MemitSettings,
+    contexts: Sequence[str],
+    request: EditRequest,
+    siblings: Sequence[EditRequest],
+) -> str:
+    """SHA-256 over everything a value vector depends on: ``siblings`` are all facts about its subject, in order."""
     shaping = settings.model_dump(exclude=NOT_IN_VALUES)
-    content = [base_digest, settings.layers[-1], shaping, list(contexts), astuple(request)]
+    facts = [astuple(request), *map(astuple, siblings)]
+    content = [base_digest, settings.layers[-1], shaping, list(contexts), facts]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,14 +1,15 @@
 """Value vectors: what the residual stream should say at a subject's last token.
 
-For each fact, delta is optimised so that ``z = h + delta`` after block L makes the target likely
-(Meng et al. 2022, section 4.2). Many facts at once:
+For each subject, delta is optimised so that ``z = h + delta`` after block L makes the target likely
+(Meng et al. 2022, section 4.2). Many subjects at once:
 
-- blocks up to L run once per fact: only what lies above depends on delta;
-- tokens before the subject's last never see delta, so their keys and values are computed once;
+- blocks up to L run once: only what lies above depends on delta;
+- tokens before the subject's last never see delta, so their keys and values are computed once (editor/suffixes.py);
 - logits are computed only where a target token is predicted;
-- texts of alike length run together, whatever fact they belong to;
+- texts are packed, so no step computes padding;
+- facts about one subject share one delta, since they share its key (MEMIT-Merge);
 - with ``turns`` a step reads only its share of each fact's texts, and Adam's momentum holds the others in mind (ours);
-- Adam, clamp and stop are per fact; finished facts leave the batch.
+- Adam, clamp and stop are per subject; finished subjects leave the batch.
 """
 
 from __future__ import annotations
@@ -21,109 +22,65 @@ import torch
 from torch import Tensor
 
 from editor.errors import NumericalFailure
-from editor.requests import EditRequest, TokenRow, essence_row, pad, rewrite_rows
-from editor.stack import RangeCache, Stack
+from editor.packing import TOKENS_MULTIPLE, Packing
+from editor.precision import chosen_precision, upper_copy
+from editor.stack import Prefix, Stack
+from editor.suffixes import Suffix, Suffixes, SuffixReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from editor.language_model import LanguageModel
+    from editor.requests import EditRequest
     from editor.settings import MemitSettings
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
 COMPACT_BELOW = 0.9
-"""Finished facts leave the batch when fewer than this share still run."""
-
-TEXTS_PER_GROUP = 16
-"""Fewer texts than this are not worth a pass of their own."""
-
-LONGEST = 1.25
-"""The longest suffix of a group over its shortest, where there are enough texts."""
+"""Finished subjects leave the batch when fewer than this share still run."""
+LOGITS_AT_ONCE = 128
+"""Rows of the vocabulary held at once: for 50,000 words in float32 26 MB, which the allocator reuses."""
+STEPS_BETWEEN_CHECKS = 4
+"""On an accelerator, how often the host asks which subjects still run: each time it has to wait for the device."""
 
 
 @dataclass
-class _Suffixes:
-    """Texts from the subject's last token on, with everything before it in a cache.
+class _Turn:
+    """The texts that one step reads, packed; N target tokens, R texts."""
 
-    ``hidden`` [rows, S, d] after block L; ``mask`` [rows, P + S]; ``positions`` [rows, S].
-    """
-
-    hidden: Tensor
-    mask: Tensor
-    positions: Tensor
-    cache: RangeCache
-
-    def select(self, rows: Tensor) -> _Suffixes:
-        return _Suffixes(self.hidden[rows], self.mask[rows], self.positions[rows], self.cache.select(rows))
-
-    def run(self, upper: Stack, delta: Tensor) -> Tensor:
-        """Final hidden states ``[rows, S, d]`` with ``delta`` [rows, d] added at the subject's last token."""
-        first = (self.hidden[:, :1].float() + delta.unsqueeze(1)).to(self.hidden.dtype)
-        edited = torch.cat([first, self.hidden[:, 1:]], dim=1)
-        return upper(edited, self.mask, self.positions, self.cache.select())
-
-
-@dataclass
-class _Texts:
-    """Texts of alike length, of any facts of the batch, that are read in one turn.
-
-    ``row``, ``at``, ``token`` name the N target tokens: which text, which suffix position predicts it, which id.
-    ``share`` is one over the text's target tokens and the fact's texts in the turn.
-    """
-
-    suffixes: _Suffixes  # R rows
-    fact: Tensor  # [R]
-    row: Tensor  # [N]
-    at: Tensor  # [N]
-    token: Tensor  # [N]
-    share: Tensor  # [N]
-
-    def select(self, renumbered: Tensor) -> _Texts:
-        """Only the texts of some facts: ``renumbered`` [facts] has their new numbers, and -1 for the others."""
-        fact = renumbered[self.fact]
-        kept = (fact >= 0).nonzero().squeeze(1)
-        new_row = torch.full_like(self.fact, -1)
-        new_row[kept] = torch.arange(len(kept), device=kept.device)
-        tokens = new_row[self.row] >= 0
-        return _Texts(
-            self.suffixes.select(kept), fact[kept],
-            new_row[self.row][tokens], self.at[tokens], self.token[tokens], self.share[tokens],
-        )  # fmt: skip
+    packing: Packing
+    prefix: Prefix
+    hidden: Tensor  # [size, d] after block L, in the precision of the blocks above
+    at_subject: Tensor  # [R, d] the same at the subject, float32 or better
+    subject: Tensor  # [R] the token where each text's delta is added
+    slot: Tensor  # [R] which of the units' [units, copies] deltas
+    copies: int
+    head: Tensor  # [N + units, filled up] tokens whose logits are wanted: target tokens, then essence prompts
+    token: Tensor  # [N] target ids
+    share: Tensor  # [N] one over the text's target tokens, the fact's texts in the turn and the unit's facts
+    unit: Tensor  # [N]
 
 
 @dataclass
 class _Batch:
-    """The facts still being optimised; every tensor's first dimension is facts."""
+    """The units still being optimised; every tensor's first dimension is units."""
 
-    index: Tensor  # [F] position in the caller's list
-    initial: Tensor  # [F, d] h: output of block L at the subject's last token, bare prompt
-    delta: Tensor  # [F, d]
-    moment: Tensor  # [F, d] Adam's first moment
-    square: Tensor  # [F, d] Adam's second moment
-    low: Tensor  # [F] steps in a row that met a stop rule
-    running: Tensor  # [F] bool
-    turns: list[list[_Texts]]
-    essence: _Suffixes  # F rows
-    essence_before: Tensor  # [F, vocabulary] log-probabilities before any edit
+    index: Tensor  # [U] position among all units
+    length: Tensor  # [U, 1] |h|: mean over the unit's facts
+    delta: Tensor  # [U, d]
+    moment: Tensor  # [U, d] Adam's first moment
+    square: Tensor  # [U, d] Adam's second moment
+    low: Tensor  # [U] steps in a row that met a stop rule
+    running: Tensor  # [U] bool
+    essence_before: Tensor  # [U, vocabulary] log-probabilities before any edit
+    turns: list[_Turn]
 
-    def keep(self, facts: Tensor) -> _Batch:
-        """Only some facts (indices, ascending)."""
-        renumbered = torch.full_like(self.index, -1)
-        renumbered[facts] = torch.arange(len(facts), device=facts.device)
-        turns = [[texts.select(renumbered) for texts in turn] for turn in self.turns]
+    def keep(self, units: Tensor, turns: list[_Turn]) -> _Batch:
+        """Only some units (indices, ascending), with their turns."""
         return _Batch(
-            self.index[facts],
-            self.initial[facts],
-            self.delta[facts],
-            self.moment[facts],
-            self.square[facts],
-            self.low[facts],
-            self.running[facts],
-            [[texts for texts in turn if len(texts.fact) > 0] for turn in turns],
-            self.essence.select(facts),
-            self.essence_before[facts],
-        )
+            self.index[units], self.length[units], self.delta[units], self.moment[units], self.square[units],
+            self.low[units], self.running[units], self.essence_before[units], turns,
+        )  # fmt: skip
 
 
 class ValueOptimiser:
@@ -138,49 +95,78 @@ class ValueOptimiser:
     def __init__(self, language_model: LanguageModel, settings: MemitSettings, contexts: Sequence[str]) -> None:
         self._lm = language_model
         self._settings = settings
-        self._contexts = tuple(contexts)
-        depth = language_model.depth
         top = settings.layers[-1] + 1
-        self._lower = Stack(language_model.model, language_model.architecture, 0, top, from_tokens=True)
-        self._upper = Stack(language_model.model, language_model.architecture, top, depth, from_tokens=False)
+        upper = upper_copy(language_model, top, chosen_precision(language_model, settings.precision))
+        self._read = SuffixReader(language_model, upper, contexts, top)
+        self._upper = Stack(upper.model, upper.architecture, top, upper.depth, from_tokens=False)
+        self._head = upper.head
+        self._dtype = upper.model.get_output_embeddings().weight.dtype
 
     def __call__(self, requests: Sequence[EditRequest], after_step: Callable[[int, int], None] | None = None) -> Tensor:
-        """Value vectors ``z`` as float32 ``[facts, d]``.
+        """Value vectors ``z`` as float32 ``[facts, d]``; facts about one subject share a delta.
 
         Args:
-            requests: the facts, all optimised together.
+            requests: the facts, all optimised together; none about a subject has a sibling elsewhere.
             after_step: called with (step, steps) between steps; may raise to interrupt.
 
         Raises:
             RequestInvalid: a target is too long.
             NumericalFailure: a loss or gradient is not finite.
         """
-        batch = self._prepare(requests)
-        values = torch.empty_like(batch.initial)
+        units = by_subject(requests)
+        suffixes = self._read(units)
+        initial = _initial(suffixes, len(requests))
+        unit_of = torch.empty(len(requests), dtype=torch.long)
+        for number, unit in enumerate(units):
+            unit_of[[index for index, _ in unit]] = number
+        deltas = self._optimise(suffixes, initial, unit_of.to(initial.device), len(units), after_step)
+        return initial + deltas[unit_of.to(initial.device)]
+
+    def _optimise(
+        self,
+        suffixes: Suffixes,
+        initial: Tensor,
+        unit_of: Tensor,
+        units: int,
+        after_step: Callable[[int, int], None] | None,
+    ) -> Tensor:
+        """Each unit's delta, ``[units, d]``."""
+        batch = self._begin(suffixes, initial, unit_of, units)
+        deltas = torch.zeros_like(batch.delta)
         steps = self._settings.steps
+        every = 1 if self._lm.device.type == "cpu" else STEPS_BETWEEN_CHECKS
+        sound = torch.ones((), dtype=torch.bool, device=self._lm.device)
         for step in range(1, steps):
-            self._step(batch, step)
+            sound &= self._step(batch, step)
             if after_step is not None:
                 after_step(step, steps)
+            if step % every and step < steps - 1:
+                continue
+            if not bool(sound):
+                raise NumericalFailure("the loss of a value vector is not finite: lower learning_rate or clamp")
             alive = batch.running.nonzero().squeeze(1)
             if len(alive) == 0:
                 break
             if len(alive) < COMPACT_BELOW * len(batch.running):
-                values[batch.index] = batch.initial + batch.delta
-                batch = batch.keep(alive)
-        values[batch.index] = batch.initial + batch.delta
-        return values
+                deltas[batch.index] = batch.delta
+                batch = batch.keep(alive, self._turns(suffixes, batch.index[alive].tolist()))
+        deltas[batch.index] = batch.delta
+        return deltas
 
-    def _step(self, batch: _Batch, step: int) -> None:
-        """One Adam step with projection for every fact that still runs, in place."""
+    def _step(self, batch: _Batch, step: int) -> Tensor:
+        """One Adam step with projection for every unit that still runs, in place; whether all stayed finite."""
         settings = self._settings
+        turn = batch.turns[(step - 1) % settings.turns]
         delta = batch.delta.requires_grad_(True)
-        loss, least = self._loss(batch, batch.turns[(step - 1) % settings.turns], delta)
-        (gradient,) = torch.autograd.grad(loss.sum(), delta)
-        if not bool(torch.isfinite(loss).all() & torch.isfinite(gradient).all()):
-            raise NumericalFailure("the loss of a value vector is not finite: lower learning_rate or clamp")
+        states = self._wanted_states(turn, delta)
+        loss, least, gradient_of_states = self._loss(batch, turn, states.detach())
+        (gradient,) = torch.autograd.grad(states, delta, gradient_of_states)
         with torch.no_grad():
             delta = batch.delta.detach()
+            size = delta.norm(dim=1, keepdim=True)
+            decay = settings.weight_decay / batch.length.square()
+            loss += (decay * size).squeeze(1)
+            gradient = gradient + decay * delta / torch.where(size > 0, size, 1)
             batch.low = torch.where((loss < settings.loss_floor) | (least > settings.enough), batch.low + 1, 0)
             # Only when every text has had its turn.
             batch.running &= batch.low < settings.turns
@@ -190,142 +176,164 @@ class ValueOptimiser:
             scale = batch.square.sqrt() / (1 - beta2**step) ** 0.5 + ADAM_EPSILON
             moved = delta - settings.learning_rate / (1 - beta1**step) * batch.moment / scale
             length = moved.norm(dim=1, keepdim=True)
-            longest = settings.clamp * batch.initial.norm(dim=1, keepdim=True)
+            longest = settings.clamp * batch.length
             moved = torch.where(length > longest, moved * (longest / length), moved)
             batch.delta = torch.where(batch.running.unsqueeze(1), moved, delta)
+            return torch.isfinite(loss).all() & torch.isfinite(gradient).all()
 
-    def _loss(self, batch: _Batch, turn: Sequence[_Texts], delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Each fact's loss, and the probability of its least likely target token: two of ``[F]``.
+    def _wanted_states(self, turn: _Turn, delta: Tensor) -> Tensor:
+        """Final hidden states where a turn wants logits."""
+        # Copies first: gradients of a unit's texts are then added in one order, whatever the device.
+        spread = delta.unsqueeze(1).expand(-1, turn.copies, -1).reshape(-1, delta.shape[1])[turn.slot]
+        at_subject = turn.at_subject + spread
+        edited = turn.hidden.index_copy(0, turn.subject, at_subject.to(turn.hidden.dtype))
+        return self._upper(edited, turn.packing, turn.prefix)[turn.head]
 
-        The loss is NLL over the turn's texts + KL at the essence prompt + weight decay.
+    def _loss(self, batch: _Batch, turn: _Turn, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss without its decay, and how it changes with the states.
+
+        The loss is NLL over the turn's texts + KL at the essence prompt. Logits take much memory, so their gradient is
+        worked out here, a few at a time, and never kept.
+
+        Returns:
+            The loss and the probability of the least likely target token per unit, ``[U]`` each; the gradient by the
+            states, in their shape.
         """
-        settings = self._settings
-        states = [texts.suffixes.run(self._upper, delta[texts.fact])[texts.row, texts.at] for texts in turn]
-        token, share, fact = (
-            torch.cat(column) for column in zip(*((t.token, t.share, t.fact[t.row]) for t in turn), strict=True)
-        )
-        picked = self._log_probs(torch.cat(states)).gather(1, token.unsqueeze(1)).squeeze(1)
-        nothing = torch.zeros_like(batch.initial[:, 0])
-        nll = nothing.index_add(0, fact, -picked * share)
-        least = nothing.scatter_reduce(0, fact, picked.detach(), "amin").exp()
-        now = self._log_probs(batch.essence.run(self._upper, delta)[:, 0])
-        # As in the reference: the expectation is under the present distribution, KL(now || before).
-        divergence = (now.exp() * (now - batch.essence_before)).sum(1)
-        decay = delta.norm(dim=1) / batch.initial.norm(dim=1) ** 2
-        return nll + settings.kl_factor * divergence + settings.weight_decay * decay, least
+        count, dtype = len(turn.token), batch.delta.dtype
+        loss = torch.zeros_like(batch.length[:, 0])
+        gradient = torch.zeros_like(states)
+        picked = torch.empty(count, dtype=dtype, device=states.device)
+        for start in range(0, count, LOGITS_AT_ONCE):
+            part = slice(start, min(start + LOGITS_AT_ONCE, count))
+            at, logits = self._logits(states[part])
+            log_probs = logits.detach().to(dtype).log_softmax(-1)
+            token, share = turn.token[part].unsqueeze(1), turn.share[part].unsqueeze(1)
+            picked[part] = log_probs.gather(1, token).squeeze(1)
+            by_logit = log_probs.exp_().mul_(share).scatter_add_(1, token, -share)
+            (gradient[part],) = torch.autograd.grad(logits, at, by_logit.to(logits.dtype))
+        loss.index_add_(0, turn.unit, -picked * turn.share)
+        least = torch.zeros_like(loss).scatter_reduce(0, turn.unit, picked, "amin").exp()
+        for start in range(0, len(loss), LOGITS_AT_ONCE):
+            units = slice(start, min(start + LOGITS_AT_ONCE, len(loss)))
+            part = slice(count + units.start, count + units.stop)
+            at, logits = self._logits(states[part])
+            now = logits.detach().to(dtype).log_softmax(-1)
+            change = now - batch.essence_before[units]
+            # As in the reference: the expectation is under the present distribution, KL(now || before).
+            probability = now.exp_()
+            divergence = (probability * change).sum(1, keepdim=True)
+            loss[units] += self._settings.kl_factor * divergence.squeeze(1)
+            by_logit = probability.mul_(change.sub_(divergence)).mul_(self._settings.kl_factor)
+            (gradient[part],) = torch.autograd.grad(logits, at, by_logit.to(logits.dtype))
+        return loss, least, gradient
 
-    def _log_probs(self, hidden: Tensor) -> Tensor:
-        """Log-probabilities in float32 over the vocabulary, last dimension."""
-        return self._lm.head(hidden).float().log_softmax(-1)
+    def _logits(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """States as a leaf, and their logits."""
+        at = states.detach().requires_grad_(True)
+        with torch.enable_grad():
+            return at, self._head(at)
 
     @torch.no_grad()
-    def _prepare(self, requests: Sequence[EditRequest]) -> _Batch:
-        """Everything that no step changes."""
-        tokenizer = self._lm.tokenizer
-        by_fact = [rewrite_rows(tokenizer, self._contexts, request) for request in requests]
-        chosen = _turns(by_fact, self._settings.turns)
-        groups = [_by_length(by_fact, texts) for texts in chosen]
-        turns = [
-            [self._texts(by_fact, group, Counter(fact for fact, _ in texts)) for group in turn]
-            for turn, texts in zip(groups, chosen, strict=True)
-        ]
-        # The KL is taken at the subject's last token, so nothing after it matters.
-        essence = [
-            TokenRow(row.ids[: row.subject + 1], row.subject, row.target)
-            for row in (essence_row(tokenizer, r.subject) for r in requests)
-        ]
-        essence_suffixes = self._suffixes(essence)
-        initial = self._initial(turns[0], groups[0])
-        nothing = torch.zeros_like(initial)
-        before = self._log_probs(essence_suffixes.run(self._upper, nothing)[:, 0])
+    def _begin(self, suffixes: Suffixes, initial: Tensor, unit_of: Tensor, units: int) -> _Batch:
+        """Everything that no step changes, and delta = 0."""
+        turns = self._turns(suffixes, range(units))
+        lengths = initial.norm(dim=1)
+        facts = torch.bincount(unit_of, minlength=units)
+        nothing = torch.zeros(units, initial.shape[1], dtype=initial.dtype, device=initial.device)
+        first = turns[0]
+        essence = self._wanted_states(first, nothing)[len(first.token) :][:units]
+        parts = torch.split(essence, LOGITS_AT_ONCE)
+        before = torch.cat([self._head(part).to(nothing.dtype).log_softmax(-1) for part in parts])
         return _Batch(
-            index=torch.arange(len(requests), device=self._lm.device),
-            initial=initial,
+            index=torch.arange(units, device=initial.device),
+            length=(lengths.new_zeros(units).index_add(0, unit_of, lengths) / facts).unsqueeze(1),
             delta=nothing.clone(),
             moment=nothing.clone(),
             square=nothing.clone(),
-            low=torch.zeros(len(requests), dtype=torch.long, device=self._lm.device),
-            running=torch.ones(len(requests), dtype=torch.bool, device=self._lm.device),
-            turns=turns,
-            essence=essence_suffixes,
+            low=torch.zeros(units, dtype=torch.long, device=initial.device),
+            running=torch.ones(units, dtype=torch.bool, device=initial.device),
             essence_before=before,
+            turns=turns,
         )
 
-    def _initial(self, texts: Sequence[_Texts], groups: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
-        """Output of block L at each fact's subject in its first text, the bare prompt: ``[F, d]``."""
-        hidden = torch.cat([some.suffixes.hidden[:, 0].float() for some in texts])
-        at = {text: number for number, text in enumerate(text for group in groups for text in group)}
-        facts = sum(place == 0 for _, place in at)
-        return hidden[torch.tensor([at[fact, 0] for fact in range(facts)], device=hidden.device)]
-
-    def _texts(
-        self, by_fact: Sequence[Sequence[TokenRow]], chosen: Sequence[tuple[int, int]], siblings: Mapping[int, int]
-    ) -> _Texts:
-        """The chosen texts, each named by its fact and its place; ``siblings`` counts a fact's texts in this turn."""
-        rows = [by_fact[fact][place] for fact, place in chosen]
-        named = [
-            (number, row.target - 1 - row.subject + k, token, 1 / (len(row.ids) - row.target) / siblings[fact])
-            for number, ((fact, _), row) in enumerate(zip(chosen, rows, strict=True))
-            for k, token in enumerate(row.ids[row.target :])
+    def _turns(self, suffixes: Suffixes, units: Sequence[int]) -> list[_Turn]:
+        """The turns of some units, which are numbered anew."""
+        number = {unit: index for index, unit in enumerate(units)}
+        texts = [text for text in suffixes.texts if text.unit in number]
+        many = Counter(text.request for text in texts if text.place >= 0)
+        return [
+            self._turn(suffixes, number, [text for text in texts if _reads(text, turn, self._settings.turns, many)])
+            for turn in range(self._settings.turns)
         ]
+
+    def _turn(self, suffixes: Suffixes, number: dict[int, int], texts: Sequence[Suffix]) -> _Turn:
         device = self._lm.device
-        row, at, token, share = (torch.tensor(column, device=device) for column in zip(*named, strict=True))
-        # The last target token is only predicted, never read.
-        suffixes = self._suffixes([TokenRow(r.ids[:-1], r.subject, r.target) for r in rows])
-        fact = torch.tensor([fact for fact, _ in chosen], device=device)
-        return _Texts(suffixes, fact, row, at, token, share)
+        packing = Packing([text.segment for text in texts], device)
+        siblings = Counter(text.request for text in texts if text.place >= 0)
+        facts = Counter(unit for unit, _ in {(text.unit, text.request) for text in texts})
+        nth: Counter[int] = Counter()
+        slots: list[tuple[int, int]] = []
+        named: list[tuple[int, int, float, int]] = []
+        essence = [0] * len(number)
+        for text, start in zip(texts, packing.starts, strict=True):
+            unit = number[text.unit]
+            slots.append((unit, nth[unit]))
+            nth[unit] += 1
+            if text.place < 0:
+                essence[unit] = start
+                continue
+            share = 1 / len(text.target) / siblings[text.request] / facts[text.unit]
+            named += [(start + text.first + k, token, share, unit) for k, token in enumerate(text.target)]
+        copies = max(nth.values())
+        wanted = [*(at for at, *_ in named), *essence]
+        wanted += [0] * (-len(wanted) % TOKENS_MULTIPLE)
+        hidden = _gathered(suffixes.hidden, texts, packing)
+        subject = torch.tensor(packing.starts, device=device)
+        precise = torch.promote_types(hidden.dtype, torch.float32)
+        return _Turn(
+            packing,
+            Prefix(suffixes.store, packing, self._upper.first, self._upper.last),
+            hidden.to(self._dtype),
+            hidden[subject].to(precise),
+            subject,
+            torch.tensor([unit * copies + k for unit, k in slots], device=device),
+            copies,
+            torch.tensor(wanted, device=device),
+            torch.tensor([token for _, token, _, _ in named], device=device),
+            torch.tensor([share for _, _, share, _ in named], device=device, dtype=precise),
+            torch.tensor([unit for *_, unit in named], device=device),
+        )
 
-    def _suffixes(self, rows: Sequence[TokenRow]) -> _Suffixes:
-        """Run blocks up to L over whole texts and the blocks above over what precedes the subject's last token."""
-        device = self._lm.device
-        ids, mask = pad([row.ids for row in rows], device)
-        positions = torch.arange(ids.shape[1], device=device).expand_as(ids)
-        hidden = self._lower(ids, mask, positions)
-        subject = torch.tensor([row.subject for row in rows], device=device)
-        length = torch.tensor([len(row.ids) for row in rows], device=device)
-        row_index = torch.arange(len(rows), device=device).unsqueeze(1)
 
-        before = torch.arange(int(subject.max()), device=device).expand(len(rows), -1)
-        before_mask = (before < subject.unsqueeze(1)).long()
-        cache = self._upper.cache()
-        if before.shape[1] > 0:
-            # A row without prefix may not be masked whole (softmax over nothing); it is masked later.
-            visible = before_mask.clone()
-            visible[:, 0] = 1
-            self._upper(hidden[:, : before.shape[1]], visible, before, cache)
-
-        after = subject.unsqueeze(1) + torch.arange(int((length - subject).max()), device=device)
-        after_mask = (after < length.unsqueeze(1)).long()
-        after = after.clamp(max=ids.shape[1] - 1)
-        return _Suffixes(hidden[row_index, after], torch.cat([before_mask, after_mask], 1), after, cache)
+def by_subject(requests: Sequence[EditRequest]) -> list[list[tuple[int, EditRequest]]]:
+    """Numbered requests, those about one subject together, in the order in which subjects first occur."""
+    units: dict[str, list[tuple[int, EditRequest]]] = {}
+    for index, request in enumerate(requests):
+        units.setdefault(request.subject, []).append((index, request))
+    return list(units.values())
 
 
-def _turns(by_fact: Sequence[Sequence[TokenRow]], turns: int) -> list[list[tuple[int, int]]]:
-    """All texts as (fact, place), dealt out to turns by their place; the first turn has every fact's bare prompt.
+def _initial(suffixes: Suffixes, requests: int) -> Tensor:
+    """Output of block L at each fact's subject in the bare prompt: ``[facts, d]``, float32 or better."""
+    start = {text.request: text.start for text in suffixes.texts if text.place == 0}
+    at = torch.tensor([start[request] for request in range(requests)], device=suffixes.hidden.device)
+    hidden = suffixes.hidden[at]
+    return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
 
-    A fact with fewer texts than there are turns has one in each, over and over.
+
+def _reads(text: Suffix, turn: int, turns: int, many: Counter[int]) -> bool:
+    """Whether a turn reads a text: essence prompts always, a fact's texts in turn by their place.
+
+    The first turn has every bare prompt. A fact with fewer texts than there are turns has one in each, over and over.
     """
-    return [
-        [
-            (fact, place)
-            for fact, rows in enumerate(by_fact)
-            for place in range(len(rows))
-            if place % min(turns, len(rows)) == turn % min(turns, len(rows))
-        ]
-        for turn in range(turns)
-    ]
+    if text.place < 0:
+        return True
+    shares = min(turns, many[text.request])
+    return text.place % shares == turn % shares
 
 
-def _by_length(by_fact: Sequence[Sequence[TokenRow]], chosen: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """Texts in groups of similar suffix length, so that little of a group is padding."""
-
-    def suffix(text: tuple[int, int]) -> int:
-        row = by_fact[text[0]][text[1]]
-        return len(row.ids) - row.subject
-
-    groups: list[list[tuple[int, int]]] = []
-    for text in sorted(chosen, key=suffix):
-        if not groups or (len(groups[-1]) >= TEXTS_PER_GROUP and suffix(text) > LONGEST * suffix(groups[-1][0])):
-            groups.append([])
-        groups[-1].append(text)
-    return groups
+def _gathered(hidden: Tensor, texts: Sequence[Suffix], packing: Packing) -> Tensor:
+    """The texts' hidden states as a packing has them, ``[size, d]``; filler repeats the first token."""
+    at = [text.start + k for text in texts for k in range(text.segment.length)]
+    at += [0] * (packing.size - len(at))
+    return hidden[torch.tensor(at, device=hidden.device)]

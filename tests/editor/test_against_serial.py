@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from editor import EditRequest, LanguageModel, Memit, MemitSettings, Preparation, ValueCache
 from editor.architectures import architecture_of
 from editor.covariance import covariance
-from editor.insertion import Insertion
+from editor.insertion import Batch, Insertion
 from editor.values import ValueOptimiser
 
 CONTEXTS = ("{}", "The old river. {}", "Because of rain, we all stayed at home. {}")
@@ -104,7 +104,7 @@ def test_updates_agree(tiny: LanguageModel, tmp_path: Path, layers: tuple[int, .
     moments = covariance(tiny, ordinary_rows(), layers)
     before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
     memit = Memit(tiny, chosen, Preparation(CONTEXTS, moments), ValueCache(tmp_path))
-    ours = memit.update([EditRequest(*fact) for fact in FACTS])
+    ours = memit.update([[EditRequest(*fact) for fact in FACTS]]).tensors
     requests = [serial.SerialRequest(*fact) for fact in sorted(FACTS)]
     oracle = serial.update(tiny.model, tiny.tokenizer, requests, oracle_settings(chosen), CONTEXTS, moments)
     assert len(ours) == len(layers)
@@ -128,7 +128,7 @@ def test_single_precision_gives_the_same_updates(make: Callable[..., PreTrainedM
     moments = covariance(models[torch.float64], ordinary_rows(), chosen.layers)
     values = ValueOptimiser(models[torch.float64], chosen, CONTEXTS)(requests)
     double, single = (
-        Insertion(model, chosen, CONTEXTS, moments)(requests, values, ["You can see the river."])
+        Insertion(model, chosen, CONTEXTS, moments)([Batch(requests, values)], ["You can see the river."])[0]
         for model in models.values()
     )
     for layer, update in double.items():
@@ -142,7 +142,7 @@ def test_a_shrunk_covariance_is_partly_the_identity(tiny: LanguageModel, tmp_pat
     shrunk = 0.7 * moments[1] + 0.3 * moments[1].trace() / len(moments[1]) * torch.eye(len(moments[1]))
     ours, expected = (
         Memit(tiny, chosen.model_copy(update={"shrinkage": shrinkage}), Preparation(CONTEXTS, {1: moment}),
-              ValueCache(tmp_path)).update(requests)
+              ValueCache(tmp_path)).update([requests]).tensors
         for shrinkage, moment in ((0.3, moments[1]), (0.0, shrunk))
     )  # fmt: skip
     name = tiny.architecture.weight_name(1)
@@ -153,7 +153,7 @@ def test_other_tokens_resist_as_if_their_keys_were_ordinary_text(tiny: LanguageM
     chosen = settings(layers=(1,), suffix_weight=2.0)
     moments = covariance(tiny, ordinary_rows(), [1])
     memit = Memit(tiny, chosen, Preparation(CONTEXTS, moments), ValueCache(tmp_path))
-    ours = memit.update([EditRequest(*fact) for fact in FACTS])
+    ours = memit.update([[EditRequest(*fact) for fact in FACTS]]).tensors
     resisted = moments[1].clone()
     for fact in FACTS:
         row = serial.request_row(tiny.tokenizer, "{}", serial.SerialRequest(*fact), with_target=True)
@@ -178,9 +178,9 @@ def test_the_ledger_decides_the_weights(tiny: LanguageModel, tmp_path: Path) -> 
     preparation = Preparation(CONTEXTS, covariance(tiny, ordinary_rows(), chosen.layers))
     memit = Memit(tiny, chosen, preparation, ValueCache(tmp_path))
     requests = [EditRequest(*fact) for fact in FACTS]
-    without = memit.update(requests[:3])
-    memit.update(requests)
-    again = Memit(tiny, chosen, preparation, ValueCache(tmp_path)).update([*requests[2::-1], requests[0]])
+    without = memit.update([requests[:3]]).tensors
+    memit.update([requests])
+    again = Memit(tiny, chosen, preparation, ValueCache(tmp_path)).update([[*requests[2::-1], requests[0]]]).tensors
     for name, tensor in without.items():
         assert torch.equal(tensor, again[name]), "order, duplicates and retracted facts must leave no trace"
-    assert memit.update([]) == {}
+    assert memit.update([]).tensors == {}
