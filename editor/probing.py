@@ -12,18 +12,20 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from editor.language_model import quiet_transformers
+from editor.packing import Packing, Segment
 from editor.progress import Progress, silent
-from editor.requests import TokenRow, pad, probe_row
+from editor.requests import probe_row
+from editor.stack import KeyValues, Prefix, Stack, token_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from editor.language_model import LanguageModel
 
 TOKENS_PER_BATCH = 3072
 ROWS_PER_BATCH = 64
-LOGITS_AT_ONCE = 1024
-"""Positions whose logits are held at once: a vocabulary of 50,000 in float32 makes this 200 MB."""
+LOGITS_AT_ONCE = 128
+"""Positions whose logits are held at once: 26 MB for 50,000 words in float32, which the allocator reuses."""
 
 ENDS_ANSWER = re.compile(r"[\n.,;:!?(\[\"“”]|<\|")
 CONTINUES_LABEL = re.compile(r"^(\w|[-'’]\w|\s+[A-Z0-9])")
@@ -63,45 +65,91 @@ def natural_stop(text: str) -> str:
 
 @torch.no_grad()
 def scores(language_model: LanguageModel, pairs: Sequence[tuple[str, str]], progress: Progress = silent) -> list[Score]:
-    """Score each (prompt, answer), both plain text, in batches of similar length.
+    """Score each (prompt, answer), both plain text.
 
     Greedy decoding gives an answer exactly if every token of it is the most likely one after those before it, so
-    one forward pass decides it without generating.
+    forward passes decide it without generating. Answers to one prompt share its pass, texts are packed without padding,
+    logits are taken only where an answer is predicted, and what follows an answer is only asked where it is exact.
     """
-    rows = [probe_row(language_model.tokenizer, prompt, answer) for prompt, answer in pairs]
-    result: list[Score | None] = [None] * len(rows)
-    done = 0
-    for batch in _by_length([len(row.ids) for row in rows]):
-        chosen = [rows[i] for i in batch]
-        for index, score in zip(batch, _score(language_model, chosen), strict=True):
-            result[index] = score
-        done += len(batch)
-        progress("probing", done, len(rows))
-    return [score for score in result if score is not None]
+    groups: dict[tuple[int, ...], list[_Asked]] = {}
+    for index, (prompt, answer) in enumerate(pairs):
+        row = probe_row(language_model.tokenizer, prompt, answer)
+        groups.setdefault(row.ids[: row.target], []).append(_Asked(index, row.ids[row.target :]))
+    result: dict[int, Score] = {}
+    scorer = _Scorer(language_model)
+    for batch in _by_tokens(groups):
+        result |= scorer([(ids, groups[ids]) for ids in batch])
+        progress("probing", len(result), len(pairs))
+    return [result[index] for index in range(len(pairs))]
 
 
-def _score(language_model: LanguageModel, rows: Sequence[TokenRow]) -> list[Score]:
-    ids, mask = pad([row.ids for row in rows], language_model.device)
-    decoder = language_model.architecture.decoder_of(language_model.model)
-    hidden = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    # Positions that predict the answer, and the last one, which predicts what follows it.
-    lengths = [len(row.ids) - row.target for row in rows]
-    flat_rows = torch.tensor([i for i, n in enumerate(lengths) for _ in range(n + 1)], device=ids.device)
-    flat_at = torch.tensor(
-        [row.target - 1 + k for row, n in zip(rows, lengths, strict=True) for k in range(n + 1)],
-        device=ids.device,
-    )
-    states = hidden[flat_rows, flat_at]
-    wanted = torch.tensor([t for row in rows for t in (*row.ids[row.target :], 0)], device=ids.device)
-    picked, best = _picked_and_best(language_model, states, wanted)
-    result, start = [], 0
-    for n in lengths:
-        token_scores, token_best = picked[start : start + n], best[start : start + n]
-        exact = bool((token_best == wanted[start : start + n]).all())
-        following = language_model.tokenizer.decode([int(best[start + n])]) if exact else ""
-        result.append(Score(float(token_scores.sum()), n, exact and CONTINUES_LABEL.match(following) is None))
-        start += n + 1
-    return result
+@dataclass(frozen=True)
+class _Asked:
+    """An answer's tokens, and the number of the pair it belongs to."""
+
+    index: int
+    answer: tuple[int, ...]
+
+
+class _Scorer:
+    """Scores answers behind prompts that are read once."""
+
+    def __init__(self, language_model: LanguageModel) -> None:
+        self._lm = language_model
+        self._stack = Stack(
+            language_model.model, language_model.architecture, 0, language_model.depth, from_tokens=True
+        )
+
+    def __call__(self, groups: Sequence[tuple[tuple[int, ...], Sequence[_Asked]]]) -> dict[int, Score]:
+        """Scores by number for prompts with the answers to them."""
+        store = KeyValues()
+        prompts = [ids for ids, _ in groups]
+        states, starts = self._read(store, prompts, [()] * len(prompts))
+        asked = [(group, item) for group, (_, items) in enumerate(groups) for item in items]
+        places = [tuple(range(start, start + len(ids))) for ids, start in zip(prompts, starts, strict=True)]
+        # The last token of an answer is only predicted.
+        heads = [item.answer[:-1] for _, item in asked]
+        more, more_starts = self._read(store, heads, [places[group] for group, _ in asked])
+        at = []
+        for (group, _), head, start in zip(asked, heads, more_starts, strict=True):
+            at += [places[group][-1], *range(len(states) + start, len(states) + start + len(head))]
+        wanted = torch.tensor([token for _, item in asked for token in item.answer], device=states.device)
+        predicting = torch.cat([states, more])[torch.tensor(at, device=states.device)]
+        picked, best = _picked_and_best(self._lm, predicting, wanted)
+        lengths = [len(item.answer) for _, item in asked]
+        total = [float(part.sum()) for part in torch.split(picked, lengths)]
+        exact = [bool(part.all()) for part in torch.split(best == wanted.cpu(), lengths)]
+        own = [
+            (*places[group], *range(len(states) + start, len(states) + start + len(head)))
+            for (group, _), head, start in zip(asked, heads, more_starts, strict=True)
+        ]
+        stops = self._stops(store, [(item.answer[-1], own[i]) for i, (_, item) in enumerate(asked) if exact[i]])
+        return {item.index: Score(total[i], lengths[i], exact[i] and next(stops)) for i, (_, item) in enumerate(asked)}
+
+    def _stops(self, store: KeyValues, ends: Sequence[tuple[int, tuple[int, ...]]]) -> Iterator[bool]:
+        """Whether a greedy answer stops naturally behind its last token, given with the places of those before it."""
+        states, starts = self._read(store, [(token,) for token, _ in ends], [places for _, places in ends])
+        if ends:
+            following = states[torch.tensor(starts, device=states.device)]
+            _, best = _picked_and_best(
+                self._lm, following, torch.zeros(len(ends), dtype=torch.long, device=states.device)
+            )
+            for token in best.tolist():
+                yield CONTINUES_LABEL.match(self._lm.tokenizer.decode([token])) is None
+
+    def _read(
+        self, store: KeyValues, texts: Sequence[tuple[int, ...]], prefixes: Sequence[tuple[int, ...]]
+    ) -> tuple[Tensor, list[int]]:
+        """Final hidden states of texts (some may be empty) behind what the store has, and where each text's begin."""
+        segments = [Segment(len(ids), prefix) for ids, prefix in zip(texts, prefixes, strict=True) if ids]
+        packing = Packing(segments, self._lm.device)
+        starts = iter(packing.starts)
+        begins = [next(starts) if ids else 0 for ids in texts]
+        if not segments:
+            return torch.empty(0, self._lm.model.config.get_text_config().hidden_size, device=self._lm.device), begins
+        ids = token_ids([ids for ids in texts if ids], packing, self._lm.device)
+        hidden = self._stack(ids, packing, Prefix(store, packing, 0, self._lm.depth), store)
+        return hidden[: packing.tokens], begins
 
 
 def _picked_and_best(language_model: LanguageModel, states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,18 +208,21 @@ def greedy_answers(
 @torch.no_grad()
 def perplexity(language_model: LanguageModel, texts: Sequence[Sequence[int]], progress: Progress = silent) -> float:
     """``exp`` of the mean negative log-likelihood per predicted token over texts read separately."""
-    decoder = language_model.architecture.decoder_of(language_model.model)
-    total, count = 0.0, 0
-    usable = [text for text in texts if len(text) > 1]
-    for done, batch in enumerate(_by_length([len(text) for text in usable])):
-        chosen = [usable[i] for i in batch]
-        ids, mask = pad(chosen, language_model.device)
-        hidden = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        real = mask[:, 1:].bool()
-        picked, _ = _picked_and_best(language_model, hidden[:, :-1][real], ids[:, 1:][real])
+    stack = Stack(language_model.model, language_model.architecture, 0, language_model.depth, from_tokens=True)
+    total, count, done = 0.0, 0, 0
+    usable = [tuple(text) for text in texts if len(text) > 1]
+    for batch in _by_tokens(usable):
+        packing = Packing([Segment(len(text)) for text in batch], language_model.device)
+        hidden = stack(token_ids(batch, packing, language_model.device), packing)
+        at = [start + k for text, start in zip(batch, packing.starts, strict=True) for k in range(len(text) - 1)]
+        wanted = [token for text in batch for token in text[1:]]
+        device = hidden.device
+        states = hidden[torch.tensor(at, device=device)]
+        picked, _ = _picked_and_best(language_model, states, torch.tensor(wanted, device=device))
         total -= float(picked.double().sum())
-        count += len(picked)
-        progress("perplexity", min(len(usable), (done + 1) * len(batch)), len(usable))
+        count += len(wanted)
+        done += len(batch)
+        progress("perplexity", done, len(usable))
     return math.exp(total / count) if count else math.nan
 
 
@@ -183,5 +234,19 @@ def _by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
             yield batch
             batch = []
         batch.append(index)
+    if batch:
+        yield batch
+
+
+def _by_tokens(texts: Iterable[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """Texts in batches of similar length, bounded in tokens."""
+    batch: list[tuple[int, ...]] = []
+    tokens = 0
+    for text in sorted(texts, key=lambda text: (len(text), text)):
+        tokens += len(text)
+        if batch and tokens > TOKENS_PER_BATCH:
+            yield batch
+            batch, tokens = [], len(text)
+        batch.append(text)
     if batch:
         yield batch

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from editor.errors import RequestInvalid
 
 if TYPE_CHECKING:
@@ -114,14 +111,3 @@ def _row(tokenizer: PreTrainedTokenizerFast, text: str, subject_end: int, target
     subject = max(i for i, (start, end) in enumerate(offsets) if start < subject_end and end > start)
     target = next((i for i, (_, end) in enumerate(offsets) if end > target_start), len(offsets))
     return TokenRow(tuple(encoded["input_ids"]), subject, target)
-
-
-def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Right-padded token ids and mask, both ``[rows, longest]``; padding is id 0, masked."""
-    longest = max((len(row) for row in rows), default=0)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros(len(rows), longest, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[i, : len(row)] = 1
-    return ids.to(device), mask.to(device)
