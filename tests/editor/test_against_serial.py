@@ -91,6 +91,47 @@ def test_a_fact_that_stops_early_keeps_its_vector_while_others_go_on(
         assert relative(vector, value.z) < TOLERANCE
 
 
+def serial_shared_delta(
+    tiny: LanguageModel, chosen: MemitSettings, requests: list[EditRequest]
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The outputs of block L and the one delta of several facts about one subject, by the plain objective."""
+    objectives = [
+        serial.ValueObjective(
+            tiny.model, tiny.tokenizer, serial.SerialRequest(request.prompt, request.subject, request.target),
+            oracle_settings(chosen), CONTEXTS,
+        )
+        for request in requests
+    ]  # fmt: skip
+    delta = objectives[0].zero()
+    adam = torch.optim.Adam([delta], lr=chosen.learning_rate)
+    for step in range(chosen.steps - 1):
+        losses = [objective(delta, step) for objective in objectives]
+        origins = [objective.h for objective in objectives if objective.h is not None]
+        length = torch.stack([origin.norm() for origin in origins]).mean()
+        decay = chosen.weight_decay * delta.norm() / length**2
+        total = torch.stack([loss.nll for loss in losses]).mean() + losses[0].kl + decay
+        adam.zero_grad()
+        total.backward()
+        adam.step()
+        with torch.no_grad():
+            delta.mul_((chosen.clamp * length / delta.norm()).clamp(max=1))
+    return origins, delta.detach()
+
+
+def test_facts_about_one_subject_share_one_delta(tiny: LanguageModel) -> None:
+    chosen = settings(clamp=8.0, loss_floor=0.0)
+    about = [
+        EditRequest("{} plays for", "Lionel Messi", "Inter Miami"),
+        EditRequest("The city where {} lives is", "Lionel Messi", "Miami"),
+    ]
+    other = EditRequest("{} is", "Q", "x")
+    first, alone, second = ValueOptimiser(tiny, chosen, CONTEXTS)([about[0], other, about[1]])
+    origins, delta = serial_shared_delta(tiny, chosen, about)
+    assert relative(first, origins[0] + delta) < TOLERANCE
+    assert relative(second, origins[1] + delta) < TOLERANCE
+    assert torch.equal(alone, ValueOptimiser(tiny, chosen, CONTEXTS)([other])[0])
+
+
 def test_covariance_agrees(tiny: LanguageModel) -> None:
     rows = ordinary_rows()
     oracle = serial.covariance(tiny.model, [torch.tensor(row) for row in rows], [0, 2])
@@ -184,3 +225,51 @@ def test_the_ledger_decides_the_weights(tiny: LanguageModel, tmp_path: Path) -> 
     for name, tensor in without.items():
         assert torch.equal(tensor, again[name]), "order, duplicates and retracted facts must leave no trace"
     assert memit.update([]).tensors == {}
+
+
+@pytest.mark.parametrize("layers", [(1,), (0, 2)])
+def test_later_batches_leave_earlier_keys_where_they_are(
+    tiny: LanguageModel, tmp_path: Path, layers: tuple[int, ...]
+) -> None:
+    chosen = settings(layers=layers, strategy="sequential")
+    moments = covariance(tiny, ordinary_rows(), layers)
+    batches = [sorted(FACTS[:2]), sorted(FACTS[2:])]
+    memit = Memit(tiny, chosen, Preparation(CONTEXTS, moments), ValueCache(tmp_path))
+    ours = memit.update([[EditRequest(*fact) for fact in batch] for batch in batches]).tensors
+    first, second = ([serial.SerialRequest(*fact) for fact in batch] for batch in batches)
+    arguments = (oracle_settings(chosen), CONTEXTS)
+    # The value vectors are the pristine base's in either batch.
+    values = [
+        torch.stack([serial.value_vector(tiny.model, tiny.tokenizer, fact, *arguments) for fact in batch])
+        for batch in (first, second)
+    ]
+    before = serial.update(tiny.model, tiny.tokenizer, first, *arguments, moments, values[0])
+    keys = keys_while_written(tiny, first, before, layers)
+    with serial.applied(tiny.model, before):
+        resisted = {layer: moments[layer] + keys[layer].T @ keys[layer] / chosen.covariance_weight for layer in layers}
+        after = serial.update(tiny.model, tiny.tokenizer, second, *arguments, resisted, values[1])
+    for layer in layers:
+        stored = ours[tiny.architecture.weight_name(layer)]
+        assert relative(stored, tiny.architecture.as_stored(before[layer] + after[layer])) < TOLERANCE
+
+
+def keys_while_written(
+    tiny: LanguageModel, facts: list[serial.SerialRequest], update: dict[int, torch.Tensor], layers: tuple[int, ...]
+) -> dict[int, torch.Tensor]:
+    """Each layer's keys as they were when it was written: with the layers below it edited, and not itself."""
+    keys = {}
+    for layer in layers:
+        with serial.applied(tiny.model, {below: update[below] for below in layers if below < layer}):
+            keys[layer] = serial.keys(tiny.model, tiny.tokenizer, facts, layer, CONTEXTS).double()
+    return keys
+
+
+def test_how_full_the_layers_are_grows_with_the_ledger(tiny: LanguageModel, tmp_path: Path) -> None:
+    chosen = settings(layers=(1,), covariance_weight=0.01)
+    memit = Memit(tiny, chosen, Preparation(CONTEXTS, covariance(tiny, ordinary_rows(), [1])), ValueCache(tmp_path))
+    loads = [memit.update([[EditRequest(*fact) for fact in FACTS[:count]]]).fit.load for count in (1, 3, 5)]
+    assert 0 < loads[0] < loads[1] < loads[2] < 1
+    assert loads[2] <= len(FACTS) / 48, "a fact takes up one direction at most"
+    weak = chosen.model_copy(update={"covariance_weight": 1e4})
+    memit = Memit(tiny, weak, Preparation(CONTEXTS, covariance(tiny, ordinary_rows(), [1])), ValueCache(tmp_path))
+    assert memit.update([[EditRequest(*fact) for fact in FACTS]]).fit.unwritten > 0.5
