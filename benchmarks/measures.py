@@ -2,7 +2,8 @@
 
 ES, PS and NS are shares in percent (Meng et al. 2022): the new object likelier than the old one on the edit prompt and
 on paraphrases, and the old one likelier on prompts about neighbours. S is their harmonic mean. ``exact`` is stricter:
-greedy decoding gives the new object and nothing that makes it another name. GE is the entropy of the bigrams and
+greedy decoding begins with the new object; ``exact_stop`` (and ``exact_paraphrase``): and does not go on as another
+name. GE is the entropy of the bigrams and
 trigrams of generated text. Perplexity is on ordinary text.
 """
 
@@ -107,17 +108,21 @@ def measures(
             kinds.append("NS")
     scored = scores(model, [(prompt, answer) for prompt, *answers in pairs for answer in answers])
     won: dict[str, list[float]] = {"ES": [], "PS": [], "NS": []}
-    exact: dict[str, list[bool]] = {"ES": [], "PS": [], "NS": []}
+    whole: dict[str, list[bool]] = {"ES": [], "PS": [], "NS": []}
     for kind, wanted, other in zip(kinds, scored[::2], scored[1::2], strict=True):
         # As the reference does: mean log-probability per token.
         won[kind].append(wanted.log_probability / wanted.tokens > other.log_probability / other.tokens)
-        exact[kind].append(wanted.greedy)
+        whole[kind].append(wanted.greedy)
     shares = {kind: 100 * sum(list_) / len(list_) for kind, list_ in won.items() if list_}
+    prompts = [fill(fact.request.prompt, fact.request.subject) for fact in facts]
+    answers = greedy_answers(model, prompts, new_tokens=8)
+    begun = [text.lstrip().startswith(fact.request.target) for text, fact in zip(answers, facts, strict=True)]
     return {
         **{kind: round(share, 2) for kind, share in shares.items()},
         "S": round(len(shares) / sum(1 / max(share, 1e-9) for share in shares.values()), 2),
-        "exact": round(100 * sum(exact["ES"]) / len(exact["ES"]), 2),
-        "exact_paraphrase": round(100 * sum(exact["PS"]) / max(len(exact["PS"]), 1), 2),
+        "exact": round(100 * sum(begun) / len(begun), 2),
+        "exact_stop": round(100 * sum(whole["ES"]) / len(whole["ES"]), 2),
+        "exact_paraphrase": round(100 * sum(whole["PS"]) / max(len(whole["PS"]), 1), 2),
         "GE": round(fluency(model, [fact.openings[0] for fact in facts[:generations]]), 1),
         "perplexity": round(perplexity(model, ordinary), 3),
     }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from editor.insertion import Batch, Fit, Insertion
+from editor.memory import USABLE, free_memory
 from editor.precision import chosen_precision
 from editor.progress import Progress, silent
 from editor.requests import EditRequest, rewrite_rows
@@ -16,14 +17,14 @@ from editor.value_cache import ValueCache, value_key
 from editor.values import ValueOptimiser, by_subject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from editor.language_model import LanguageModel
     from editor.preparation import Preparation
     from editor.settings import MemitSettings
 
-TOKENS_PER_BATCH = 1024
-"""Suffix tokens optimised together; bounds the memory of a step."""
+TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
+"""Suffix tokens optimised together: more gain nothing (and take memory)."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Memit:
         settings: MEMIT settings that fit it.
         preparation: its contexts and covariance.
         cache: where value vectors are kept between runs.
+        memory: bytes that an optimisation step may take beside the model; half of what is free where not given. It
+            decides how many facts are optimised together, never what comes out.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Memit:
         settings: MemitSettings,
         preparation: Preparation,
         cache: ValueCache,
+        memory: int | None = None,
     ) -> None:
         settings.check_fits(language_model.model.config)
         self._lm = language_model
@@ -64,6 +68,7 @@ class Memit:
         self._optimise = ValueOptimiser(language_model, self._settings, self._contexts)
         self._insert = Insertion(language_model, settings, self._contexts, preparation.covariance, preparation.factors)
         self._cache = cache
+        self._memory = memory
 
     def update(
         self,
@@ -117,13 +122,30 @@ class Memit:
             def after_step(step: int, _steps: int, start: int = start, size: int = size) -> None:
                 progress("value vectors", start + step * size, total)
 
-            vectors = self._optimise(batch, after_step).float().cpu()  # as they come back from the cache
+            vectors = self._solved(batch, after_step)
             solved = {keys[request]: vector for request, vector in zip(batch, vectors, strict=True)}
             self._cache.put(solved)
             known |= solved
             done += size * self._settings.steps
             progress("value vectors", done, total)
         return torch.stack([known[keys[request]] for request in requests])
+
+    def _solved(self, batch: Sequence[EditRequest], after_step: Callable[[int, int], None]) -> Tensor:
+        """Value vectors of a batch, by halves where the device has less memory than it said."""
+        try:
+            return self._optimise(batch, after_step).float().cpu()  # as they come back from the cache
+        except torch.OutOfMemoryError:
+            units = by_subject(batch)
+            if len(units) == 1:
+                raise
+        torch.cuda.empty_cache()
+        where = {request: index for index, request in enumerate(batch)}
+        vectors: list[Tensor] = [torch.empty(0)] * len(batch)
+        for half in (units[: len(units) // 2], units[len(units) // 2 :]):
+            requests = [request for unit in half for _, request in unit]
+            for request, vector in zip(requests, self._solved(requests, after_step), strict=True):
+                vectors[where[request]] = vector
+        return torch.stack(vectors)
 
     def _key(self, request: EditRequest, siblings: Sequence[EditRequest]) -> str:
         return value_key(self._lm.digest, self._settings, self._contexts, request, siblings)
@@ -141,14 +163,32 @@ class Memit:
             suffixes = [len(row.ids) - row.subject for row in rows]
             shapes[number] = (sum(suffixes), max(suffixes))
         batches: list[list[EditRequest]] = []
-        tokens = 0
-        for number in sorted(shapes, key=lambda number: (shapes[number], number)):
-            tokens += shapes[number][0]
-            if not batches or tokens > TOKENS_PER_BATCH:
+        tokens = subjects = 0
+        order = sorted(shapes, key=lambda number: (shapes[number], number))
+        fits = self._fits([units[order[-1]]] if order else [])
+        for number in order:
+            tokens, subjects = tokens + shapes[number][0], subjects + 1
+            if not batches or not fits(tokens, subjects):
                 batches.append([])
-                tokens = shapes[number][0]
+                tokens, subjects = shapes[number][0], 1
             batches[-1] += units[number]
         return batches
+
+    def _fits(self, longest: Sequence[Sequence[EditRequest]]) -> Callable[[int, int], bool]:
+        """Whether so many suffix tokens about so many subjects may be optimised together."""
+        most = TOKENS_PER_BATCH.get(self._lm.device.type, TOKENS_PER_BATCH["cpu"])
+        if not longest:
+            return lambda _tokens, _subjects: True
+        step = self._optimise.memory([request for unit in longest for request in unit])
+        budget = USABLE * free_memory(self._lm.device) if self._memory is None else self._memory
+        # A step reads one turn's share of the tokens.
+        turns = min(self._settings.turns, len(self._contexts) + len(longest[0][0].variants))
+
+        def fits(tokens: int, subjects: int) -> bool:
+            read = -(-tokens // turns)
+            return read <= most and step.peak(read, subjects) <= budget
+
+        return fits
 
 
 def _distinct(batches: Sequence[Sequence[EditRequest]], *, merged: bool) -> Iterator[list[EditRequest]]:

@@ -20,15 +20,17 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from editor.errors import NumericalFailure
+from editor.memory import StepMemory, kept_bytes
 from editor.packing import TOKENS_MULTIPLE, Packing
 from editor.precision import chosen_precision, upper_copy
 from editor.stack import Prefix, Stack
 from editor.suffixes import Suffix, Suffixes, SuffixReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from editor.language_model import LanguageModel
     from editor.requests import EditRequest
@@ -55,7 +57,7 @@ class _Turn:
     subject: Tensor  # [R] the token where each text's delta is added
     slot: Tensor  # [R] which of the units' [units, copies] deltas
     copies: int
-    head: Tensor  # [N + units, filled up] tokens whose logits are wanted: target tokens, then essence prompts
+    head: Tensor  # tokens whose logits are wanted: N of targets, filled up, then of essence prompts, filled up
     token: Tensor  # [N] target ids
     share: Tensor  # [N] one over the text's target tokens, the fact's texts in the turn and the unit's facts
     unit: Tensor  # [N]
@@ -99,7 +101,7 @@ class ValueOptimiser:
         upper = upper_copy(language_model, top, chosen_precision(language_model, settings.precision))
         self._read = SuffixReader(language_model, upper, contexts, top)
         self._upper = Stack(upper.model, upper.architecture, top, upper.depth, from_tokens=False)
-        self._head = upper.head
+        self._upper_model = upper
         self._dtype = upper.model.get_output_embeddings().weight.dtype
 
     def __call__(self, requests: Sequence[EditRequest], after_step: Callable[[int, int], None] | None = None) -> Tensor:
@@ -121,6 +123,22 @@ class ValueOptimiser:
             unit_of[[index for index, _ in unit]] = number
         deltas = self._optimise(suffixes, initial, unit_of.to(initial.device), len(units), after_step)
         return initial + deltas[unit_of.to(initial.device)]
+
+    def memory(self, requests: Sequence[EditRequest]) -> StepMemory:
+        """What a step takes, counted on some facts (of the longest kind, so that others take no more)."""
+        units = by_subject(requests)
+        suffixes = self._read(units)
+        turn = max(self._turns(suffixes, range(len(units))), key=lambda turn: turn.packing.tokens)
+        model = self._upper_model.model
+        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        delta = torch.zeros(len(units), turn.hidden.shape[1], device=self._lm.device, requires_grad=True)
+        kept = kept_bytes(lambda: self._wanted_states(turn, delta), weights)
+        vocabulary, itemsize = len(model.get_output_embeddings().weight), turn.hidden.element_size()
+        return StepMemory(
+            per_token=-(-kept // turn.packing.tokens),
+            per_subject=4 * vocabulary,
+            fixed=LOGITS_AT_ONCE * vocabulary * (2 * itemsize + 3 * 4),
+        )
 
     def _optimise(
         self,
@@ -203,35 +221,32 @@ class ValueOptimiser:
         loss = torch.zeros_like(batch.length[:, 0])
         gradient = torch.zeros_like(states)
         picked = torch.empty(count, dtype=dtype, device=states.device)
-        for start in range(0, count, LOGITS_AT_ONCE):
-            part = slice(start, min(start + LOGITS_AT_ONCE, count))
-            at, logits = self._logits(states[part])
-            log_probs = logits.detach().to(dtype).log_softmax(-1)
+        for rows, part in _parts(0, count):
+            at, logits = self._logits(states[rows])
+            log_probs = logits.detach().to(dtype)[: part.stop - part.start].log_softmax(-1)
             token, share = turn.token[part].unsqueeze(1), turn.share[part].unsqueeze(1)
             picked[part] = log_probs.gather(1, token).squeeze(1)
             by_logit = log_probs.exp_().mul_(share).scatter_add_(1, token, -share)
-            (gradient[part],) = torch.autograd.grad(logits, at, by_logit.to(logits.dtype))
+            gradient[rows] = _gradient(logits, at, by_logit)
         loss.index_add_(0, turn.unit, -picked * turn.share)
         least = torch.zeros_like(loss).scatter_reduce(0, turn.unit, picked, "amin").exp()
-        for start in range(0, len(loss), LOGITS_AT_ONCE):
-            units = slice(start, min(start + LOGITS_AT_ONCE, len(loss)))
-            part = slice(count + units.start, count + units.stop)
-            at, logits = self._logits(states[part])
-            now = logits.detach().to(dtype).log_softmax(-1)
+        for rows, units in _parts(_filled(count), len(loss)):
+            at, logits = self._logits(states[rows])
+            now = logits.detach().to(dtype)[: units.stop - units.start].log_softmax(-1)
             change = now - batch.essence_before[units]
             # As in the reference: the expectation is under the present distribution, KL(now || before).
             probability = now.exp_()
             divergence = (probability * change).sum(1, keepdim=True)
             loss[units] += self._settings.kl_factor * divergence.squeeze(1)
             by_logit = probability.mul_(change.sub_(divergence)).mul_(self._settings.kl_factor)
-            (gradient[part],) = torch.autograd.grad(logits, at, by_logit.to(logits.dtype))
+            gradient[rows] = _gradient(logits, at, by_logit)
         return loss, least, gradient
 
     def _logits(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """States as a leaf, and their logits."""
         at = states.detach().requires_grad_(True)
         with torch.enable_grad():
-            return at, self._head(at)
+            return at, self._upper_model.head(at)
 
     @torch.no_grad()
     def _begin(self, suffixes: Suffixes, initial: Tensor, unit_of: Tensor, units: int) -> _Batch:
@@ -241,9 +256,13 @@ class ValueOptimiser:
         facts = torch.bincount(unit_of, minlength=units)
         nothing = torch.zeros(units, initial.shape[1], dtype=initial.dtype, device=initial.device)
         first = turns[0]
-        essence = self._wanted_states(first, nothing)[len(first.token) :][:units]
-        parts = torch.split(essence, LOGITS_AT_ONCE)
-        before = torch.cat([self._head(part).to(nothing.dtype).log_softmax(-1) for part in parts])
+        states = self._wanted_states(first, nothing)
+        before = torch.cat(
+            [
+                self._upper_model.head(states[rows])[: part.stop - part.start].to(nothing.dtype).log_softmax(-1)
+                for rows, part in _parts(_filled(len(first.token)), units)
+            ]
+        )
         return _Batch(
             index=torch.arange(units, device=initial.device),
             length=(lengths.new_zeros(units).index_add(0, unit_of, lengths) / facts).unsqueeze(1),
@@ -285,8 +304,9 @@ class ValueOptimiser:
             share = 1 / len(text.target) / siblings[text.request] / facts[text.unit]
             named += [(start + text.first + k, token, share, unit) for k, token in enumerate(text.target)]
         copies = max(nth.values())
-        wanted = [*(at for at, *_ in named), *essence]
-        wanted += [0] * (-len(wanted) % TOKENS_MULTIPLE)
+        wanted = [at for at, *_ in named]
+        wanted += [0] * (_filled(len(wanted)) - len(wanted))
+        wanted += essence + [0] * (_filled(len(essence)) - len(essence))
         hidden = _gathered(suffixes.hidden, texts, packing)
         subject = torch.tensor(packing.starts, device=device)
         precise = torch.promote_types(hidden.dtype, torch.float32)
@@ -303,6 +323,24 @@ class ValueOptimiser:
             torch.tensor([share for _, _, share, _ in named], device=device, dtype=precise),
             torch.tensor([unit for *_, unit in named], device=device),
         )
+
+
+def _filled(rows: int) -> int:
+    return -(-rows // TOKENS_MULTIPLE) * TOKENS_MULTIPLE
+
+
+def _parts(begin: int, count: int) -> Iterator[tuple[slice, slice]]:
+    """Rows of states from ``begin`` on, a few at a time with filler, and which of the ``count`` real ones they are."""
+    for start in range(0, count, LOGITS_AT_ONCE):
+        stop = min(start + LOGITS_AT_ONCE, count)
+        yield slice(begin + start, begin + _filled(stop)), slice(start, stop)
+
+
+def _gradient(logits: Tensor, at: Tensor, by_logit: Tensor) -> Tensor:
+    """The gradient by the states from that by the logits of the real rows."""
+    by_logit = functional.pad(by_logit.to(logits.dtype), (0, 0, 0, len(logits) - len(by_logit)))
+    (gradient,) = torch.autograd.grad(logits, at, by_logit)
+    return gradient
 
 
 def by_subject(requests: Sequence[EditRequest]) -> list[list[tuple[int, EditRequest]]]:
