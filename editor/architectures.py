@@ -58,12 +58,23 @@ class Architecture:
         return delta.T if self.input_by_output else delta
 
 
+LLAMA = Architecture("model", "layers", "norm", "mlp.down_proj", "self_attn")
+
 ARCHITECTURES = {
-    "llama": Architecture("model", "layers", "norm", "mlp.down_proj", "self_attn"),
+    "gemma2": LLAMA,
+    "gemma3_text": LLAMA,
     "gpt2": Architecture(
         "transformer", "h", "ln_f", "mlp.c_proj", "attn", input_by_output=True, position_embedding="wpe"
     ),
+    "gpt_neox": Architecture("gpt_neox", "layers", "final_layer_norm", "mlp.dense_4h_to_h", "attention"),
+    "gptj": Architecture("transformer", "h", "ln_f", "mlp.fc_out", "attn", attention_method="_attn"),
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "phi3": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
 }
+"""By ``model_type``. Split or fused projections before the edited one make no difference, nor does a tied head."""
 
 
 def architecture_of(model: PreTrainedModel) -> Architecture:

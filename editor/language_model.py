@@ -43,9 +43,10 @@ class LanguageModel:
         return len(self.architecture.blocks_of(self.model))
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits of final hidden states."""
+        """Logits of final hidden states, bounded where the architecture bounds them (Gemma 2)."""
         logits: Tensor = self.model.get_output_embeddings()(hidden)
-        return logits
+        bound = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if bound is None else bound * (logits / bound).tanh()
 
 
 def load_language_model(

@@ -141,13 +141,16 @@ def subject_last_token(
 
 
 def _block(model: PreTrainedModel, layer: int) -> nn.Module:
-    inner = getattr(model, "transformer", None)  # GPT-2; otherwise the Llama family
-    return inner.h[layer] if inner is not None else model.model.layers[layer]
+    for path in ("transformer.h", "gpt_neox.layers", "model.layers"):  # GPT-2 and GPT-J, GPT-NeoX, Llama and its kin
+        with contextlib.suppress(AttributeError):
+            return model.get_submodule(path)[layer]
+    raise ValueError(f"no decoder blocks in {type(model).__name__}")
 
 
 def _down_projection(model: PreTrainedModel, layer: int) -> nn.Module:
     mlp = _block(model, layer).mlp
-    return mlp.c_proj if hasattr(mlp, "c_proj") else mlp.down_proj
+    names = ("c_proj", "fc_out", "dense_4h_to_h", "down_proj")
+    return next(getattr(mlp, name) for name in names if hasattr(mlp, name))
 
 
 def oriented(module: nn.Module, matrix: Tensor) -> Tensor:
@@ -178,12 +181,10 @@ def _forward(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
     """Logits [row, position, vocabulary] of one full pass over the rows, padded on the right."""
     longest = max(len(row.ids) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
         ids[i, : len(row.ids)] = torch.tensor(row.ids)
-        mask[i, : len(row.ids)] = 1
-    device = model.device
-    return model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+    # No mask: nothing looks to the right, and a masked padding would look at nothing within a sliding window.
+    return model(input_ids=ids.to(model.device), use_cache=False).logits
 
 
 def _hidden(output: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -15,7 +17,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 LAYERS, WIDTH, INNER, HEADS, POSITIONS = 4, 32, 48, 4, 128
 VOCABULARY = 512
@@ -91,14 +92,17 @@ def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCau
 def native_norms(model: PreTrainedModel) -> None:
     """Let RMS norms compute in their own precision.
 
-    LlamaRMSNorm goes through float32 whatever it is given, so that a float64 model would be one in name only.
+    They go through float32 whatever they are given, so that a float64 model would be one in name only.
     """
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
-            if isinstance(norm, LlamaRMSNorm):
-                native = nn.RMSNorm(norm.weight.shape, eps=norm.variance_epsilon)
-                native.weight = norm.weight
-                setattr(parent, name, native.eval())
+            if not type(norm).__name__.endswith("RMSNorm") or isinstance(norm, nn.RMSNorm):
+                continue
+            gemma = type(norm).__name__.startswith("Gemma")
+            native = nn.RMSNorm(norm.weight.shape, eps=norm.eps if gemma else norm.variance_epsilon)
+            # Gemma scales by one more than the weight.
+            native.weight = nn.Parameter(norm.weight.detach() + 1) if gemma else norm.weight
+            setattr(parent, name, native.eval())
 
 
 def tiny_gpt2(seed: int = 0, dtype: torch.dtype = torch.float32) -> GPT2LMHeadModel:
@@ -115,3 +119,56 @@ def tiny_gpt2(seed: int = 0, dtype: torch.dtype = torch.float32) -> GPT2LMHeadMo
         pad_token_id=0,
     )
     return _seeded(GPT2LMHeadModel, config, seed, dtype)
+
+
+SIZES = {
+    "vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+    "intermediate_size": INNER, "max_position_embeddings": POSITIONS, "initializer_range": 0.2,
+    "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+}  # fmt: skip
+GROUPED = {"num_key_value_heads": HEADS // 2}
+WINDOW = 12
+"""Tokens that a sliding window sees: fewer than most texts here have, enough for a target to see its subject."""
+WINDOWED = GROUPED | {"sliding_window": WINDOW}
+ALTERNATING = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+
+FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
+    "gpt2": ("gpt2", {"n_inner": INNER}),
+    "gptj": ("gptj", {"rotary_dim": 4, "n_inner": INNER}),
+    "gpt-neox": ("gpt_neox", {"rotary_pct": 0.5}),
+    "gpt-neox-serial": ("gpt_neox", {"rotary_pct": 0.5, "use_parallel_residual": False}),
+    "llama": ("llama", GROUPED | {"tie_word_embeddings": True}),
+    "llama-biases-untied": ("llama", GROUPED | {"attention_bias": True, "mlp_bias": True}),
+    "mistral": ("mistral", WINDOWED),
+    "qwen2": ("qwen2", GROUPED | {"tie_word_embeddings": True}),
+    "qwen2-window": ("qwen2", WINDOWED | {"use_sliding_window": True, "max_window_layers": 2}),
+    "qwen3": ("qwen3", GROUPED | {"head_dim": 12}),
+    "gemma2": (
+        "gemma2",
+        WINDOWED | {"head_dim": 8, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 5.0,
+                    "final_logit_softcapping": 3.0, "layer_types": ALTERNATING},
+    ),
+    "gemma3": (
+        "gemma3_text",
+        WINDOWED | {"head_dim": 8, "query_pre_attn_scalar": 8, "layer_types": ALTERNATING},
+    ),
+    "phi3": ("phi3", WINDOWED | {"partial_rotary_factor": 0.5}),
+}  # fmt: skip
+"""Model type and what differs from :data:`SIZES`, by the name of a test."""
+
+
+def tiny_family(name: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    """A tiny random model of a family, in eager attention as the oracle needs it (soft caps, windows)."""
+    kind, differences = FAMILIES[name]
+    config = AutoConfig.for_model(kind, **(SIZES | differences))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        # Norms and biases begin as ones and zeros, which would hide a confusion of them.
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    model = model.to(dtype).eval()
+    if dtype == torch.float64:
+        native_norms(model)
+    return model.requires_grad_(requires_grad=False)
