@@ -50,6 +50,8 @@ def edit(runtime: Runtime, cycle_id: int) -> None:
                 "base_digest": base.digest,
                 "settings_digest": settings_digest,
                 "ledger": [entry.id for entry in ledger],
+                "load": update.fit.load,
+                "unwritten": update.fit.unwritten,
             },
             known={name: known[name].sha256 for name in linked},
         )

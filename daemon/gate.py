@@ -71,6 +71,20 @@ def compare(candidate: Measurement, references: Mapping[str, Measurement], setti
     return comparisons
 
 
+def capacity(load: float, unwritten: float, warning: float) -> Comparison:
+    """How full the edited layers are. It never decides: whether edits hold is what the probes measure.
+
+    Args:
+        load: share of the layers' key dimensions that the ledger takes up.
+        unwritten: share of the wanted changes that the weights do not make.
+        warning: from which load on an operator should be told.
+    """
+    detail = f"capacity: the ledger takes up {load:.1%} of the edited layers, {unwritten:.1%} of it is not written"
+    if load > warning:
+        detail += f"; above {warning:.0%} edits begin to displace each other: edit more layers or a larger model"
+    return Comparison("capacity", "warning", load, None, warning, 0, Verdict.PASS, detail)
+
+
 def decide(comparisons: Sequence[Comparison]) -> Decision:
     """Any failure rejects; otherwise anything inconclusive holds; otherwise the candidate is promoted."""
     verdicts = {comparison.verdict for comparison in comparisons}

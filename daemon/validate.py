@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlmodel import col, delete
 
-from daemon.gate import Comparison, Measurement, compare
+from daemon.gate import Comparison, Measurement, capacity, compare
 from daemon.probes import Kind, Probe, Result, answer, edit_probes, explain, stable_probes
 from daemon.runtime import BASE_VERSION
 from editor import LanguageModel, file_text, perplexity
@@ -54,7 +54,8 @@ def validate(runtime: Runtime, cycle_id: int) -> None:
     references["promoted"] = references["base"] if present.id == base.id else measure(present, stable)[0]
     measured, passed = measure(candidate, probes)
     results = explain(runtime.model(candidate), probes, passed, runtime.settings.diff.answer_tokens, runtime.progress)
-    _record(runtime, cycle_id, candidate, compare(measured, references, settings), results)
+    comparisons = [*compare(measured, references, settings), _capacity(runtime, candidate)]
+    _record(runtime, cycle_id, candidate, comparisons, results)
 
 
 def _check_artifact(runtime: Runtime, cycle_id: int, candidate: Version) -> None:
@@ -73,6 +74,15 @@ def _ordinary_text(runtime: Runtime, base_model: LanguageModel) -> list[list[int
     if settings.text is not None:
         return file_text(base_model, settings.text, settings.text_tokens)
     return [list(window) for window in runtime.preparation(base_model).held_out]
+
+
+def _capacity(runtime: Runtime, candidate: Version) -> Comparison:
+    """What the edit phase found out about the layers, from the candidate's manifest."""
+    known = runtime.artifacts.manifest(candidate.id).extra
+    measured = capacity(known["load"], known["unwritten"], runtime.settings.gate.capacity_warning)
+    if known["load"] > runtime.settings.gate.capacity_warning:
+        runtime.log.warning("capacity", candidate=candidate.id, load=known["load"], detail=measured.detail)
+    return measured
 
 
 def _known_to_base(runtime: Runtime, base_model: LanguageModel, pool: Sequence[Probe]) -> list[Probe]:

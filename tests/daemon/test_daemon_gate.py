@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.config import GateSection
-from daemon.gate import Comparison, Decision, Measurement, Verdict, compare, decide, reasons
+from daemon.gate import Comparison, Decision, Measurement, Verdict, capacity, compare, decide, reasons
 
 SETTINGS = GateSection()
 MEASURES = ("efficacy", "paraphrase", "neighbourhood", "control")
@@ -160,3 +160,12 @@ def test_a_version_is_promoted_only_where_every_comparison_passed(
     comparisons = judged(candidate, promoted=promoted, base=base)
     everything = all(c.verdict is Verdict.PASS for c in comparisons)
     assert (decide(comparisons) is Decision.PROMOTE) == everything
+
+
+def test_a_full_layer_is_said_but_decides_nothing() -> None:
+    room, full = (capacity(load, 0.1, SETTINGS.capacity_warning) for load in (0.2, 0.7))
+    assert (room.candidate, full.candidate) == (0.2, 0.7)
+    assert room.verdict is full.verdict is Verdict.PASS
+    assert "displace" in full.detail
+    assert "displace" not in room.detail
+    assert decide([*judged(measured()), full]) is Decision.PROMOTE
