@@ -36,8 +36,11 @@ lint: $(DEVELOPMENT) ## ruff, mypy strict, import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(DEVELOPMENT) ## Benchmarks; each prints one JSON object last
-	@for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark --json || exit 1; done
+bench: $(DEVELOPMENT) ## Benchmarks; each prints one JSON object last (.bench/), then docs/benchmarks.md is written
+	@mkdir -p .bench
+	@for name in speed scaling memory; do \
+		$(BIN)/python benchmarks/$$name.py --json > .bench/$$name.json || exit 1; tail -n 1 .bench/$$name.json; done
+	@$(BIN)/python benchmarks/report.py .bench/speed.json .bench/scaling.json .bench/memory.json
 
 clean-demo: ## Remove the demo's state
 	@rm -rf .demo

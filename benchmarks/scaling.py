@@ -11,13 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from measures import SHARED, WORK, base_model, edited, file_windows, measures, records
+import torch
+from measures import SHARED, WORK, Record, base_model, edited, file_windows, measures, records
 
-from editor import LanguageModel, Memit, MemitSettings, TextSource, ValueCache, prepare, settings_for
+from editor import LanguageModel, Memit, TextSource, ValueCache, prepare, settings_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PROBED_FACTS = 120
 ORDINARY_TOKENS = 20_000
@@ -30,38 +35,51 @@ def main() -> None:
         sys.exit(f"no CounterFact in {arguments.data}: give its directory with --data")
     model = base_model()
     overrides = dict(_setting(text) for text in arguments.set)
-    sizes = [int(size) for size in arguments.sizes.split(",")]
+    sizes = sorted(int(size) for size in arguments.sizes.split(","))
     facts = records(arguments.data, max(sizes))
     ordinary = file_windows(model, arguments.data, ORDINARY_TOKENS)
     rows: list[dict[str, Any]] = []
-    for size in sizes:
-        probed = facts[: min(size, arguments.probed)]
-        if size in {sizes[0], sizes[-1]} or size <= arguments.probed:
-            rows.append({"facts": size, "strategy": "base", "batches": 0, **measures(model, probed, ordinary)})
-            _show(rows[-1], arguments.json)
-        for strategy in arguments.strategies.split(","):
-            # All facts at once are the same ledger however they came, so batches say nothing about it.
-            batches = 1 if strategy == "ledger" or size < arguments.batches else arguments.batches
-            settings = settings_for(model.model.config, overrides | {"strategy": strategy})
-            rows.append({"facts": size, "strategy": strategy, "batches": batches})
-            rows[-1] |= _row(model, settings, facts[:size], batches, probed, ordinary, arguments.data)
-            _show(rows[-1], arguments.json)
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        line = "  ".join(f"{name} {value}" for name, value in row.items())
+        print(line, file=sys.stderr if arguments.json else sys.stdout, flush=True)
+
+    with tempfile.TemporaryDirectory(dir=WORK) as directory:
+        cache = Path(directory)
+        for size in sizes:
+            probed = facts[: min(size, arguments.probed)]
+            if len(probed) == size or size == min(n for n in sizes if n > arguments.probed):
+                add({"facts": size, "strategy": "base", "batches": 0, **measures(model, probed, ordinary)})
+            for strategy in arguments.strategies.split(","):
+                # All facts at once are the same ledger however they came, so batches say nothing about it.
+                batches = 1 if strategy == "ledger" or size < arguments.batches else arguments.batches
+                memit = _memit(model, overrides | {"strategy": strategy}, arguments.data, cache)
+                row = {"facts": size, "strategy": strategy, "batches": batches}
+                add(row | _row(model, memit, facts[:size], batches, probed, ordinary))
+        retracted = {
+            size: _retracted(model, overrides, facts[:size], arguments.data, cache) for size in sizes if size == 100
+        }
     if arguments.json:
-        print(json.dumps({"settings": overrides, "rows": rows}))
+        print(json.dumps({"settings": overrides, "rows": rows, "retraction_equal": retracted}))
+    else:
+        print("removing half of the facts gives the bits of never having written them:", retracted)
+
+
+def _memit(model: LanguageModel, overrides: dict[str, Any], data: Path, cache: Path) -> Memit:
+    settings = settings_for(model.model.config, overrides)
+    text = TextSource(kind="file", path=data / "wikitext2" / "train.txt.gz")
+    return Memit(model, settings, prepare(model, settings, text, WORK / "preparation"), ValueCache(cache))
 
 
 def _row(
     model: LanguageModel,
-    settings: MemitSettings,
-    facts: list[Any],
+    memit: Memit,
+    facts: Sequence[Record],
     batches: int,
-    probed: list[Any],
+    probed: Sequence[Record],
     ordinary: list[list[int]],
-    data: Path,
 ) -> dict[str, Any]:
-    text = TextSource(kind="file", path=data / "wikitext2" / "train.txt.gz")
-    preparation = prepare(model, settings, text, WORK / "preparation")
-    memit = Memit(model, settings, preparation, ValueCache(WORK / "values"))
     requests = [fact.request for fact in facts]
     started = time.perf_counter()
     memit.values(requests)
@@ -80,9 +98,15 @@ def _row(
     }
 
 
-def _show(row: dict[str, Any], as_json: bool) -> None:
-    stream = sys.stderr if as_json else sys.stdout
-    print("  ".join(f"{name} {value}" for name, value in row.items()), file=stream, flush=True)
+def _retracted(
+    model: LanguageModel, overrides: dict[str, Any], facts: Sequence[Record], data: Path, cache: Path
+) -> bool:
+    """Whether the first half alone, after all were written, has the bits of a run that never saw the other half."""
+    kept = [fact.request for fact in facts[: len(facts) // 2]]
+    after = _memit(model, overrides, data, cache).update([kept]).tensors
+    with tempfile.TemporaryDirectory(dir=WORK) as directory:
+        never = _memit(model, overrides, data, Path(directory)).update([kept]).tensors
+    return all(torch.equal(after[name], never[name]) for name in never)
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -1,4 +1,7 @@
-"""Edit: solve the candidate's weights from the pristine base over its whole ledger, and put them on disk."""
+"""Edit: solve the candidate's weights from the pristine base over its whole ledger, and put them on disk.
+
+With the strategies ``sequential`` and ``null_space`` the ledger is written batch after batch, as it came.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from daemon.runtime import BASE_VERSION
 from editor import write_version
 from store import link_or_copy
 from store.cycles import advance, current_cycle
-from store.ledger import get_version, ledger_edits
+from store.ledger import get_version, ledger_batches
 from store.tables import Phase
 
 if TYPE_CHECKING:
@@ -28,14 +31,15 @@ def edit(runtime: Runtime, cycle_id: int) -> None:
     """
     with runtime.database.read() as session:
         candidate = get_version(session, current_cycle(session, cycle_id).candidate_id or 0)
-        ledger = ledger_edits(session, candidate.id)
+        batches = ledger_batches(session, candidate.id)
         base = get_version(session, BASE_VERSION)
+    ledger = [entry for batch in batches for entry in batch]
     model = runtime.model(base)
     terminator = runtime.settings.edit.terminator
     settings_digest = runtime.settings_digest(model)  # the operator may have changed them since the batch
     memit = runtime.memit(model)
     update = memit.update(
-        [[request_of(entry, terminator) for entry in ledger]],
+        [[request_of(entry, terminator) for entry in batch] for batch in batches],
         protected_texts(runtime, {entry.qid for entry in ledger}),
         runtime.progress,
     )
@@ -49,7 +53,7 @@ def edit(runtime: Runtime, cycle_id: int) -> None:
             extra={
                 "base_digest": base.digest,
                 "settings_digest": settings_digest,
-                "ledger": [entry.id for entry in ledger],
+                "ledger": sorted(entry.id or 0 for entry in ledger),
                 "load": update.fit.load,
                 "unwritten": update.fit.unwritten,
             },

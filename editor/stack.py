@@ -70,6 +70,11 @@ class Prefix:
         wanted = any(group.prefix.shape[1] for group in packing.groups)
         self._layers = {layer: store.of(layer, packing) for layer in range(first, last)} if wanted else {}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take."""
+        return sum(states.nbytes for groups in self._layers.values() for pair in groups for states in pair)
+
     def of(self, layer: int) -> list[tuple[Tensor, Tensor]] | None:
         """As :func:`editor.packing.attend` takes them; none where no segment has a prefix."""
         return self._layers.get(layer)

@@ -128,11 +128,13 @@ class ValueOptimiser:
         """What a step takes, counted on some facts (of the longest kind, so that others take no more)."""
         units = by_subject(requests)
         suffixes = self._read(units)
-        turn = max(self._turns(suffixes, range(len(units))), key=lambda turn: turn.packing.tokens)
+        turns = self._turns(suffixes, range(len(units)))
+        turn = max(turns, key=lambda turn: turn.packing.tokens)
         model = self._upper_model.model
         weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         delta = torch.zeros(len(units), turn.hidden.shape[1], device=self._lm.device, requires_grad=True)
         kept = kept_bytes(lambda: self._wanted_states(turn, delta), weights)
+        kept += sum(each.prefix.nbytes + each.hidden.nbytes for each in turns)
         vocabulary, itemsize = len(model.get_output_embeddings().weight), turn.hidden.element_size()
         return StepMemory(
             per_token=-(-kept // turn.packing.tokens),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sqlmodel import col, func, select
 
 from store.errors import UnknownVersion, WrongState
-from store.tables import Cycle, Edit, LedgerEntry, Outcome, Phase, Version, VersionState
+from store.tables import Cycle, Edit, LedgerEntry, Outcome, Phase, Version, VersionState, key
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -48,6 +48,24 @@ def ledger_edits(session: Session, version_id: int) -> list[Edit]:
         .order_by(col(Edit.id))
     )
     return list(session.exec(edits))
+
+
+def ledger_batches(session: Session, version_id: int) -> list[list[Edit]]:
+    """The version's edits by the version that first had them, oldest first: the batches in which they came.
+
+    Raises:
+        UnknownVersion: there is no such version.
+
+    """
+    first = dict(
+        session.exec(
+            select(LedgerEntry.edit_id, func.min(LedgerEntry.version_id)).group_by(col(LedgerEntry.edit_id))
+        ).all()
+    )
+    batches: dict[int, list[Edit]] = {}
+    for edit in ledger_edits(session, version_id):
+        batches.setdefault(first[key(edit)], []).append(edit)
+    return [batches[version] for version in sorted(batches)]
 
 
 def next_version_id(session: Session) -> int:

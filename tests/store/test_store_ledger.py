@@ -257,3 +257,18 @@ class Decisions(RuleBasedStateMachine):
 
 TestDecisions = Decisions.TestCase
 TestDecisions.settings = settings(max_examples=20, stateful_step_count=15, deadline=None)
+
+
+def test_edits_come_in_the_batches_in_which_they_first_came(database: Database) -> None:
+    with database.transaction() as session:
+        add_edits(session, 5, datetime.now(UTC))
+        add_version(session, 0, RETIRED)
+        add_version(session, 1, RETIRED, (3, 1))
+        add_version(session, 2, REJECTED, (1, 3, 4))
+        add_version(session, 3, PROMOTED, (2, 3, 5, 4))
+    with database.read() as session:
+        batches = ledger.ledger_batches(session, 3)
+        assert [[edit.id for edit in batch] for batch in batches] == [[3], [4], [2, 5]]
+        assert ledger.ledger_batches(session, 0) == []
+        with pytest.raises(UnknownVersion):
+            ledger.ledger_batches(session, 9)
