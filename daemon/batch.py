@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from sqlmodel import col, select
 
+from daemon.answers import answer_of
 from daemon.runtime import BASE_VERSION
 from editor import EditRequest, LanguageModel, RequestInvalid, check_request
 from store.cycles import advance, current_cycle, finish
@@ -56,19 +58,25 @@ def request_of(edit: Edit, terminator: str) -> EditRequest:
 
 
 def _acceptable(runtime: Runtime, session: Session, model: LanguageModel) -> list[Change]:
-    """Pending changes that can be written, oldest first, up to the maximum; the others are quarantined."""
-    pending = select(Change).where(Change.state == ChangeState.PENDING).order_by(col(Change.id))
+    """Pending changes that can be written, oldest first, up to the maximum; the others are quarantined.
+
+    The two directions of a fact are taken or kept out together.
+    """
+    pending = session.exec(select(Change).where(Change.state == ChangeState.PENDING).order_by(col(Change.id))).all()
     accepted: list[Change] = []
-    for change in session.exec(pending):
-        if len(accepted) == runtime.settings.batch.maximum:
+    for _, group in groupby(pending, key=lambda change: change.group):
+        changes = list(group)
+        if accepted and len(accepted) + len(changes) > runtime.settings.batch.maximum:
             break
         try:
-            if change.new_values:
-                check_request(model, request_of(_edit_of(runtime, change), runtime.settings.edit.terminator))
+            for edit in (_edit_of(runtime, change) for change in changes):
+                if edit is not None:
+                    check_request(model, request_of(edit, runtime.settings.edit.terminator))
         except RequestInvalid as error:
-            quarantine(session, change, str(error), None)
+            for change in changes:
+                quarantine(session, change, str(error), None)
             continue
-        accepted.append(change)
+        accepted += changes
     return accepted
 
 
@@ -79,13 +87,16 @@ def quarantine(session: Session, change: Change, reason: str, version_id: int | 
     session.add(Quarantine(change_id=key(change), qid=change.qid, pid=change.pid, reason=reason, version_id=version_id))
 
 
-def _edit_of(runtime: Runtime, change: Change) -> Edit:
-    former = change.old_values[0]["label"] if len(change.old_values) == 1 else None
-    relation = runtime.relation(change.pid)
+def _edit_of(runtime: Runtime, change: Change) -> Edit | None:
+    """The edit that writes a change; None where it is a withdrawal."""
+    relation, longest_list = runtime.relation(change.pid), runtime.settings.edit.longest_list
+    target = answer_of(relation, change.new_values, longest_list)
+    if target is None:
+        return None
     return Edit(
         change_id=key(change), qid=change.qid, pid=change.pid, prompt=relation.prompt,
         variants=list(relation.variants), subject=change.subject_label,
-        target=change.new_values[0]["label"], former=former,
+        target=target, former=answer_of(relation, change.old_values, longest_list),
     )  # fmt: skip
 
 
@@ -97,14 +108,15 @@ def _candidate(
     assert parent is not None  # made when the state was set up
     overtaken = {(change.qid, change.pid) for change in changes}
     kept = [edit for edit in ledger_edits(session, parent.id) if (edit.qid, edit.pid) not in overtaken]
-    # A change that was rejected and released has its edit already.
     new = []
     for change in changes:
         change.state = ChangeState.BATCHED
         session.add(change)
-        if change.new_values:
-            known = session.exec(select(Edit).where(Edit.change_id == change.id)).one_or_none()
-            new.append(known or _edit_of(runtime, change))
+        # A change that was rejected and released has its edit already.
+        known = session.exec(select(Edit).where(Edit.change_id == change.id)).one_or_none()
+        edit = known or _edit_of(runtime, change)
+        if edit is not None:
+            new.append(edit)
     candidate = Version(
         id=next_version_id(session), parent_id=parent.id, state=VersionState.CANDIDATE,
         base_digest=base.base_digest, settings_digest=settings_digest,

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from daemon.answers import answer_of
 from editor import LanguageModel, Score, fill, greedy_answers, is_answer, natural_stop, scores
-from store.tables import Belief, Change, Fact, Version
+from store.tables import Belief, Change, Version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from daemon.config import DiffSection
     from daemon.runtime import Runtime
     from editor import Progress
-    from sources import Relation
 
 
 class Holding(StrEnum):
@@ -38,15 +38,14 @@ class Question:
     former: str | None
 
 
-def question_of(relation: Relation, slot: Change | Fact) -> Question:
-    """The question about a slot's one current value."""
-    if isinstance(slot, Change):
-        now, before = slot.new_values, slot.old_values
-    else:
-        now, before = slot.values, []
-    former = before[0]["label"] if len(before) == 1 else None
-    prompt = fill(relation.prompt, slot.subject_label)
-    return Question(slot.qid, slot.pid, prompt, now[0]["label"], former)
+def question_of(runtime: Runtime, change: Change) -> Question | None:
+    """The question about what a slot has changed to; None where there is no one answer to it."""
+    relation, longest_list = runtime.relation(change.pid), runtime.settings.edit.longest_list
+    expected = answer_of(relation, change.new_values, longest_list)
+    if expected is None:
+        return None
+    former = answer_of(relation, change.old_values, longest_list)
+    return Question(change.qid, change.pid, fill(relation.prompt, change.subject_label), expected, former)
 
 
 def measure_beliefs(runtime: Runtime, version: Version, questions: Sequence[Question]) -> list[Belief]:

@@ -91,6 +91,8 @@ class EditSection(Section):
 
     terminator: str = "."
     """Written after a value, so that the model learns where the answer ends."""
+    longest_list: int = Field(3, ge=1)
+    """Most values of a multi-valued property that are written together, as one answer "A, B and C"."""
     protected_facts: int = Field(400, ge=0)
     """Tracked facts that resist every edit; chosen once for the life of a state and never probed."""
     layers: tuple[int, ...] | None = None
@@ -107,6 +109,10 @@ class EditSection(Section):
     passes: int | None = None
     suffix_weight: float | None = None
     protect_weight: float | None = None
+    precision: str | None = None
+    strategy: str | None = None
+    null_space: float | None = None
+    ridge: float | None = None
     contexts: int | None = None
     context_tokens: int | None = None
     covariance_tokens: int | None = None
@@ -115,7 +121,7 @@ class EditSection(Section):
 
     def overrides(self) -> dict[str, object]:
         """The MEMIT settings that are set here."""
-        return self.model_dump(exclude={"terminator", "text", "protected_facts"}, exclude_none=True)
+        return self.model_dump(exclude={"terminator", "longest_list", "text", "protected_facts"}, exclude_none=True)
 
 
 class GateSection(Section):
@@ -126,6 +132,8 @@ class GateSection(Section):
     neighbourhood_max_drop: float = 0.05
     control_max_drop: float = 0.02
     perplexity_max_rise: float = 0.03
+    capacity_warning: float = Field(0.5, gt=0, le=1)
+    """Share of the edited layers' key dimensions that a ledger may take up before a warning says so."""
     minimum_probes: int = Field(20, ge=1)
     """With fewer neighbourhood or control probes the outcome is ``hold``."""
     paraphrases_per_fact: int = Field(2, ge=1)

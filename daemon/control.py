@@ -11,10 +11,13 @@ from daemon.errors import NotPossible
 from daemon.promote import accept, refuse
 from daemon.publish import deliver
 from store import ledger
+from store.changes import newest_change
 from store.cycles import cycle_of, finish
-from store.tables import Change, ChangeState, Control, Outcome, Quarantine, Version, VersionState, utc_now
+from store.tables import Change, ChangeState, Control, Edit, Outcome, Quarantine, Version, VersionState, utc_now
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlmodel import Session
 
     from daemon.runtime import Runtime
@@ -26,7 +29,8 @@ PAUSED = "paused"
 def rollback(runtime: Runtime, version_id: int | None) -> int:
     """Promote an older version again (by default the one before the present) and publish it.
 
-    Facts that the older version does not hold are quarantined, so that the next cycle does not write them again.
+    Facts that the older version does not hold are quarantined, so that the next cycle does not write them again, and so
+    are withdrawals of edits that are live in it.
 
     Raises:
         NotPossible: there is nothing to go back to.
@@ -50,12 +54,22 @@ def rollback(runtime: Runtime, version_id: int | None) -> int:
         raise NotPossible(f"version {target.id} is a candidate: use `factsyncd approve {target.id}`")
     runtime.artifacts.verify(target.id, target.digest)
     with runtime.database.transaction() as session:
-        kept = {edit.change_id for edit in ledger.ledger_edits(session, target.id)}
-        dropped = {edit.change_id for edit in ledger.ledger_edits(session, present.id)} - kept
-        accept(session, target, f"rolled back from version {present.id} by an operator")
-        for change in session.exec(select(Change).where(col(Change.id).in_(dropped))):
-            quarantine(session, change, f"rolled back from version {present.id} by an operator", present.id)
+        edits = ledger.ledger_edits(session, target.id)
+        dropped = {edit.change_id for edit in ledger.ledger_edits(session, present.id)}
+        dropped -= {edit.change_id for edit in edits}
+        undone = list(session.exec(select(Change).where(col(Change.id).in_(dropped))))
+        undone += _withdrawals_of(session, edits)
+        why = f"rolled back from version {present.id} by an operator"
+        accept(session, target, why)
+        for change in undone:
+            quarantine(session, change, why, present.id)
     return deliver(runtime)
+
+
+def _withdrawals_of(session: Session, edits: Sequence[Edit]) -> list[Change]:
+    """What took edits out of the ledger later, and was the last word about its slot."""
+    newest = (newest_change(session, edit.qid, edit.pid) for edit in edits)
+    return [change for change in newest if change is not None and change.state is ChangeState.WITHDRAWN]
 
 
 def approve(runtime: Runtime, version_id: int) -> int:
@@ -86,20 +100,20 @@ def reject(runtime: Runtime, version_id: int) -> None:
 def release(runtime: Runtime, qid: str | None) -> int:
     """Let quarantined changes (of one subject, or all) be tried again; returns how many.
 
-    A change that a later one of the same slot has overtaken stays where it is.
+    The other direction of a fact is released with it. A change that a later one of the same slot has overtaken stays
+    where it is.
     """
     with runtime.database.transaction() as session:
-        rows = select(Quarantine).where(col(Quarantine.released_at).is_(None))
-        if qid is not None:
-            rows = rows.where(Quarantine.qid == qid)
+        kept_out = select(Quarantine, Change).join(Change, col(Change.id) == col(Quarantine.change_id))
+        rows = session.exec(kept_out.where(col(Quarantine.released_at).is_(None)).order_by(col(Quarantine.id))).all()
+        groups = {change.group for _, change in rows if qid in (None, change.qid)}
         released = 0
-        for row in session.exec(rows.order_by(col(Quarantine.id))):
+        for row, change in rows:
+            if change.group not in groups:
+                continue
             row.released_at = utc_now()
-            session.add(row)
-            change = session.get(Change, row.change_id)
-            if change is not None and change.state is ChangeState.QUARANTINED and not _overtaken(session, change):
+            if change.state is ChangeState.QUARANTINED and newest_change(session, change.qid, change.pid) is change:
                 change.state = ChangeState.PENDING
-                session.add(change)
                 released += 1
     return released
 
@@ -130,10 +144,3 @@ def _finish_cycle_of(session: Session, candidate: Version, outcome: Outcome, det
     assert cycle is not None
     assert cycle.id is not None
     finish(session, cycle.id, outcome, detail)
-
-
-def _overtaken(session: Session, change: Change) -> bool:
-    later = select(Change.id).where(
-        Change.qid == change.qid, Change.pid == change.pid, col(Change.revision) > change.revision
-    )
-    return session.exec(later.limit(1)).first() is not None

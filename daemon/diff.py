@@ -9,7 +9,7 @@ from sqlmodel import select
 from daemon.beliefs import Holding, measure_beliefs, question_of
 from store.cycles import advance
 from store.ledger import ledger_edits, promoted
-from store.tables import Change, ChangeState, Phase
+from store.tables import Belief, Change, ChangeState, Edit, Phase
 
 if TYPE_CHECKING:
     from daemon.runtime import Runtime
@@ -25,24 +25,44 @@ def diff(runtime: Runtime, cycle_id: int) -> None:
         version = promoted(session)
         assert version is not None  # made when the state was set up
         pending = list(session.exec(select(Change).where(Change.state == ChangeState.PENDING)))
-        live = {(edit.qid, edit.pid) for edit in ledger_edits(session, version.id)}
-    # Without one definite value there is nothing to write; a live edit of an ended fact is still withdrawn.
-    uneditable = {
-        change.id for change in pending
-        if len(change.new_values) > 1 or (not change.new_values and (change.qid, change.pid) not in live)
-    }  # fmt: skip
-    definite = [change for change in pending if len(change.new_values) == 1]
-    questions = [question_of(runtime.relation(change.pid), change) for change in definite]
-    beliefs = measure_beliefs(runtime, version, questions)
-    held = {change.id for change, belief in zip(definite, beliefs, strict=True) if belief.belief == Holding.HOLDS}
+        live = {(edit.qid, edit.pid): edit for edit in ledger_edits(session, version.id)}
+        edits = {change.id: live.get((change.qid, change.pid)) for change in pending}
+        written = {edit.id: session.get_one(Change, edit.change_id) for edit in edits.values() if edit is not None}
+    questions = [question for change in pending if (question := question_of(runtime, change)) is not None]
+    measured = {(b.qid, b.pid): b for b in measure_beliefs(runtime, version, questions)}
     with runtime.database.transaction() as session:
-        for belief in beliefs:
-            session.merge(belief)
+        for measurement in measured.values():
+            session.merge(measurement)
+        held = uneditable = 0
         for change in pending:
-            if change.id in uneditable:
-                change.state = ChangeState.UNEDITABLE
-            elif change.id in held:
+            edit, belief = edits[change.id], measured.get((change.qid, change.pid))
+            if belief is None:
+                change.state, change.reason = _unanswered(change, None if edit is None else written[edit.id])
+            elif _holds(belief, edit):
                 change.state = ChangeState.HELD
             session.add(change)
-        advance(session, cycle_id, Phase.BATCH, pending=len(pending), held=len(held))
-    runtime.log.info("diffed", pending=len(pending), held=len(held), uneditable=len(uneditable))
+            held += change.state is ChangeState.HELD
+            uneditable += change.state is ChangeState.UNEDITABLE
+        advance(session, cycle_id, Phase.BATCH, pending=len(pending), held=held)
+    runtime.log.info("diffed", pending=len(pending), held=held, uneditable=uneditable)
+
+
+def _holds(belief: Belief, edit: Edit | None) -> bool:
+    """Whether nothing is to be written; a live edit that says something else must go, whatever it answers."""
+    return belief.belief == Holding.HOLDS and (edit is None or edit.target == belief.expected)
+
+
+def _unanswered(change: Change, written: Change | None) -> tuple[ChangeState, str]:
+    """What becomes of a change without one answer: where an edit of the slot is live, it may be out of date."""
+    if not change.new_values:
+        ended = "ended without a successor"
+        if written is None:
+            return ChangeState.UNEDITABLE, f"{ended}; no edit to withdraw, so the base may still give the former value"
+        return ChangeState.PENDING, f"{ended}: its edit is withdrawn"
+    several = f"{len(change.new_values)} values at once cannot be written as one answer"
+    if written is None:
+        return ChangeState.UNEDITABLE, several
+    now = {value["id"] for value in change.new_values}
+    if all(value["id"] in now for value in written.new_values):
+        return ChangeState.UNEDITABLE, f"{several}; the live edit stays, what it says is still true"
+    return ChangeState.PENDING, f"{several}: the edit of former ones is withdrawn"

@@ -89,10 +89,10 @@ def why(session: Session, qid: str, pid: str | None) -> list[Row]:
     Raises:
         NotPossible: nothing is recorded about it.
     """
-    wanted = select(Fact).where(Fact.qid == qid)
-    if pid is not None:
-        wanted = wanted.where(Fact.pid == pid)
-    stories = [_story(session, fact) for fact in session.exec(wanted.order_by(col(Fact.pid)))]
+    # A slot that only expansion told of has changes and no fact.
+    told = set(session.exec(select(Fact.pid).where(Fact.qid == qid)))
+    told |= set(session.exec(select(Change.pid).where(Change.qid == qid)))
+    stories = [_story(session, qid, slot) for slot in sorted(told) if pid in (None, slot)]
     if not stories:
         raise NotPossible(f"no fact of {qid}{f' {pid}' if pid else ''} is recorded: see `factsyncd facts`")
     return stories
@@ -107,18 +107,25 @@ def quarantined(session: Session) -> list[Row]:
     ]
 
 
-def _story(session: Session, fact: Fact) -> Row:
+def _story(session: Session, qid: str, pid: str) -> Row:
     def about(table: type[Any], order: Any) -> list[Row]:
-        rows = select(table).where(table.qid == fact.qid, table.pid == fact.pid).order_by(order)
+        rows = select(table).where(table.qid == qid, table.pid == pid).order_by(order)
         return [_row(row) for row in session.exec(rows)]
 
+    changes = about(Change, col(Change.id))
+    for change in changes:
+        origin = None if change["origin_id"] is None else session.get_one(Change, change["origin_id"])
+        change["expanded_from"] = None if origin is None else {"qid": origin.qid, "pid": origin.pid}
+        expanded = select(Change).where(Change.origin_id == change["id"]).order_by(col(Change.id))
+        change["expanded_to"] = [_row(other) for other in session.exec(expanded)]
     edits = about(Edit, col(Edit.id))
     for edit in edits:
         entries = select(LedgerEntry.version_id).where(LedgerEntry.edit_id == edit["id"])
         edit["live_in_versions"] = sorted(session.exec(entries))
+    fact = session.get(Fact, (qid, pid))
     return {
-        "fact": _row(fact),
-        "changes": about(Change, col(Change.id)),
+        "fact": None if fact is None else _row(fact),
+        "changes": changes,
         "beliefs": about(Belief, col(Belief.version_id)),
         "edits": edits,
         "probes": about(ProbeResult, col(ProbeResult.id)),

@@ -13,6 +13,7 @@ from store.cycles import advance, current_cycle, finish
 from store.tables import (
     Change,
     ChangeState,
+    Edit,
     GateMeasure,
     Outcome,
     Phase,
@@ -23,6 +24,8 @@ from store.tables import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlmodel import Session
 
     from daemon.runtime import Runtime
@@ -75,15 +78,11 @@ def refuse(session: Session, candidate: Version, why: str) -> None:
 
 def settle_changes(session: Session, version: Version) -> None:
     """Changes written in the version are live, those written before and no longer are superseded."""
-    written = {edit.change_id for edit in ledger.ledger_edits(session, version.id)}
+    edits = ledger.ledger_edits(session, version.id)
+    written = {edit.change_id for edit in edits}
     for change in session.exec(select(Change).where(col(Change.id).in_(written))):
         change.state = ChangeState.LIVE
         session.add(change)
-    # What is live again (after a roll-forward) is no longer kept out.
-    kept_out = select(Quarantine).where(col(Quarantine.change_id).in_(written), col(Quarantine.released_at).is_(None))
-    for kept in session.exec(kept_out):
-        kept.released_at = utc_now()
-        session.add(kept)
     for change in session.exec(select(Change).where(Change.state == ChangeState.LIVE)):
         if change.id not in written:
             change.state = ChangeState.SUPERSEDED
@@ -92,3 +91,20 @@ def settle_changes(session: Session, version: Version) -> None:
     for change in session.exec(select(Change).where(Change.state == ChangeState.BATCHED)):
         change.state = ChangeState.WITHDRAWN
         session.add(change)
+    _end_quarantine(session, edits)
+
+
+def _end_quarantine(session: Session, edits: Sequence[Edit]) -> None:
+    """What an earlier rollback had undone and the ledger has again is no longer kept out."""
+    written, slots = {edit.change_id for edit in edits}, {(edit.qid, edit.pid) for edit in edits}
+    kept_out = select(Quarantine, Change).join(Change, col(Change.id) == col(Quarantine.change_id))
+    for kept, change in session.exec(kept_out.where(col(Quarantine.released_at).is_(None))).all():
+        if change.id in written:
+            kept.released_at = utc_now()
+        elif kept.version_id is not None and (change.qid, change.pid) not in slots and not _has_edit(session, change):
+            change.state = ChangeState.WITHDRAWN
+            kept.released_at = utc_now()
+
+
+def _has_edit(session: Session, change: Change) -> bool:
+    return session.exec(select(Edit.id).where(Edit.change_id == change.id)).first() is not None

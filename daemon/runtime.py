@@ -73,13 +73,14 @@ class Runtime:
         Raises:
             ConfigInvalid: a configured property is not in the catalogue.
         """
-        chosen = self.settings.source.properties or tuple(self._catalogue)
-        unknown = [pid for pid in chosen if pid not in self._catalogue]
+        stated = {pid: relation for pid, relation in self._catalogue.items() if relation.stated}
+        chosen = self.settings.source.properties or tuple(stated)
+        unknown = [pid for pid in chosen if pid not in stated]
         if unknown:
             raise ConfigInvalid(
-                f"source.properties: {unknown[0]} is not in the relation catalogue: add it to source.catalogue"
+                f"source.properties: {unknown[0]} is no property in the relation catalogue: add it to source.catalogue"
             )
-        return {pid: self._catalogue[pid] for pid in chosen}
+        return {pid: stated[pid] for pid in chosen}
 
     def relation(self, pid: str) -> Relation:
         """The relation of a recorded change or edit, whether its property is still watched or not.

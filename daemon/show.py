@@ -73,15 +73,13 @@ def show_facts(facts: list[Row]) -> None:
 def show_why(stories: list[Row]) -> None:
     """The story of each fact, oldest first."""
     for story in stories:
-        fact = story["fact"]
-        print_line(
-            f"{fact['subject_label']} ({fact['qid']}) {fact['pid']}: {_labels(fact['values']) or fact['outcome']}"
-        )
-        print_line(f"  source    revision {fact['revision']} of {_time(fact['modified_at'])}, {fact['reason']}")
-        print_line(f"            statement {fact['statement'] or 'none'}, recorded {_time(fact['recorded_at'])}")
+        _show_source(story)
         for change in story["changes"]:
-            before, after = _labels(change["old_values"]) or "nothing", _labels(change["new_values"]) or "nothing"
-            print_line(f"  change    {before} -> {after}, revision {change['revision']}: {change['state']}")
+            print_line(f"  change    {_change(change)}")
+            for other in change["expanded_to"]:
+                print_line(
+                    f"    expanded to {other['subject_label']} ({other['qid']}) {other['pid']}: {_change(other)}"
+                )
         for belief in story["beliefs"]:
             print_line(
                 f"  belief    {_version(belief['version_id'])} {belief['belief']} {belief['expected']!r}: "
@@ -96,6 +94,28 @@ def show_why(stories: list[Row]) -> None:
         for kept in story["quarantine"]:
             state = "released" if kept["released_at"] else "kept out"
             print_line(f"  quarantine {state}: {kept['reason']}")
+
+
+def _show_source(story: Row) -> None:
+    """Where the slot's value comes from: the source, or for want of a statement what was expanded to it."""
+    fact = story["fact"]
+    if fact is None:
+        last = story["changes"][-1]
+        print_line(f"{last['subject_label']} ({last['qid']}) {last['pid']}: {_labels(last['new_values']) or 'nothing'}")
+        print_line("  source    no statement of its own, told by facts that name it")
+        return
+    print_line(f"{fact['subject_label']} ({fact['qid']}) {fact['pid']}: {_labels(fact['values']) or fact['outcome']}")
+    print_line(f"  source    revision {fact['revision']} of {_time(fact['modified_at'])}, {fact['reason']}")
+    print_line(f"            statement {fact['statement'] or 'none'}, recorded {_time(fact['recorded_at'])}")
+
+
+def _change(change: Row) -> str:
+    """A change in one line."""
+    before, after = _labels(change["old_values"]) or "nothing", _labels(change["new_values"]) or "nothing"
+    origin = change.get("expanded_from")
+    source = f", expanded from {origin['qid']} {origin['pid']}" if origin else ""
+    reason = f" ({change['reason']})" if change["reason"] else ""
+    return f"{before} -> {after}, revision {change['revision']}{source}: {change['state']}{reason}"
 
 
 def show_answers(answers: list[Row]) -> None:

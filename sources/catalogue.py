@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from importlib import resources
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sources.errors import CatalogueInvalid
-from sources.vocabulary import require_pid
+from sources.vocabulary import is_pid
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -31,7 +32,13 @@ def _template(text: str) -> str:
     return text
 
 
-Pid = Annotated[str, AfterValidator(require_pid)]
+def _relation_id(text: str) -> str:
+    if not re.fullmatch(r"\^?P[1-9]\d*", text, re.ASCII):
+        raise ValueError(f"{text!r} is not a property id (P followed by digits), nor one with ^ in front")
+    return text
+
+
+RelationId = Annotated[str, AfterValidator(_relation_id)]
 Text = Annotated[str, AfterValidator(_text)]
 Template = Annotated[str, AfterValidator(_template)]
 
@@ -40,7 +47,8 @@ class Relation(BaseModel):
     """One property and its wordings; ``{}`` stands for the subject's label.
 
     Attributes:
-        pid: the property.
+        pid: the property. ``^P6`` is P6 read from its object's end (SPARQL's inverse path), where Wikidata has no
+            property for that: it has wordings and is never asked for.
         label: its name.
         prompt: the text that an edit completes with the object's label.
         variants: further wordings that an edit is computed on, so that it holds however it is asked.
@@ -48,14 +56,14 @@ class Relation(BaseModel):
         questions: wordings as a question; never used for an edit.
         multi_valued: whether several values can be true at once.
         symmetric: whether it holds in both directions (borders on).
-        inverse: the property of the opposite direction, if Wikidata has one.
+        inverse: the relation of the opposite direction, if it says the same.
 
     """
 
     # Strict: a number is no label. Only tuples are made leniently, from TOML's arrays.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    pid: Pid
+    pid: RelationId
     label: Text
     prompt: Template
     variants: Annotated[tuple[Template, ...], Field(strict=False)] = ()
@@ -63,7 +71,23 @@ class Relation(BaseModel):
     questions: Annotated[tuple[Template, ...], Field(min_length=1, strict=False)]
     multi_valued: bool
     symmetric: bool
-    inverse: Pid | None = None
+    inverse: RelationId | None = None
+
+    @property
+    def stated(self) -> bool:
+        """Whether Wikidata has statements of it."""
+        return is_pid(self.pid)
+
+    @property
+    def opposite(self) -> str | None:
+        """The relation in which the object's end tells the same fact."""
+        return self.pid if self.symmetric else self.inverse
+
+    @model_validator(mode="after")
+    def _one_opposite(self) -> Self:
+        if self.symmetric and self.inverse is not None:
+            raise ValueError("symmetric relations are their own inverse: leave inverse out")
+        return self
 
     @model_validator(mode="after")
     def _probes_are_held_out(self) -> Self:
@@ -87,6 +111,11 @@ def load_catalogue(extra: Path | None = None) -> dict[str, Relation]:
     relations = _read(resources.files("sources") / "catalogue.toml")
     if extra is not None:
         relations |= _read(extra)
+    for pid, relation in relations.items():
+        if relation.inverse is not None and relation.inverse not in relations:
+            raise CatalogueInvalid(
+                f"{extra}: [{pid}] inverse: {relation.inverse} has no wordings: add a table [{relation.inverse}]"
+            )
     return relations
 
 

@@ -78,6 +78,8 @@ class WikidataSource:
         self._stamps = stamps
         if not relations or len(self._relations) != len(relations):
             raise SourceError("the properties to watch are empty or repeated: list each relation once")
+        if unstated := [relation.pid for relation in relations if not relation.stated]:
+            raise SourceError(f"Wikidata has no statements of {unstated[0]}: watch properties only")
         if not (1 <= page_size <= MAX_PAGE_SIZE and 1 <= chunk <= MAX_PAGE_SIZE):
             raise SourceError(
                 f"page size {page_size} and chunk {chunk} must be 1 to {MAX_PAGE_SIZE}: correct the settings"

@@ -78,7 +78,7 @@ class ChangeState(StrEnum):
     LIVE = "live"  # written in the promoted version
     SUPERSEDED = "superseded"  # a later change of the same slot replaced it
     QUARANTINED = "quarantined"  # kept out, see the quarantine table
-    UNEDITABLE = "uneditable"  # recorded, but not one definite value to write (several, none, ambiguous)
+    UNEDITABLE = "uneditable"  # recorded, but there is no one answer to write, see its reason
 
 
 class VersionState(StrEnum):
@@ -141,7 +141,7 @@ class Fact(SQLModel, table=True):
     __tablename__ = "facts"
 
     qid: str = Field(primary_key=True)
-    pid: str = Field(primary_key=True)
+    pid: str = Field(primary_key=True, index=True)
     subject_label: str
     outcome: str  # value, none, ambiguous, somevalue, novalue
     reason: str  # why the resolver said so
@@ -153,10 +153,27 @@ class Fact(SQLModel, table=True):
 
 
 class Change(SQLModel, table=True):
-    """A fact whose current value differs from the one last recorded."""
+    """A fact whose current value differs from the one last recorded.
+
+    One with an ``origin_id`` was expanded from that change: the same fact told from its object's end. It is about a
+    slot of its own, but carries the revision and the statement of its origin.
+    """
 
     __tablename__ = "changes"
-    __table_args__ = (UniqueConstraint("qid", "pid", "revision"), Index("ix_changes_state", "state"))
+    __table_args__ = (
+        # A slot changes once at a revision of its item, and once by each change it is expanded from.
+        Index(
+            "ux_changes_revision",
+            "qid",
+            "pid",
+            "revision",
+            unique=True,
+            sqlite_where=text("origin_id IS NULL"),
+            postgresql_where=text("origin_id IS NULL"),
+        ),
+        UniqueConstraint("qid", "pid", "origin_id", name="uq_changes_origin"),
+        Index("ix_changes_state", "state"),
+    )
 
     id: int | None = Field(default=None, primary_key=True)
     qid: str
@@ -169,6 +186,15 @@ class Change(SQLModel, table=True):
     modified_at: datetime = Field(sa_type=UtcDateTime)
     cycle_id: int = Field(sa_column=_foreign_key("cycles.id", nullable=False))
     state: ChangeState = Field(default=ChangeState.PENDING, sa_column=_enum(ChangeState))
+    origin_id: int | None = Field(
+        default=None, sa_column=Column(Integer, ForeignKey("changes.id", name="fk_changes_origin"), nullable=True)
+    )
+    reason: str = ""  # why nothing is written
+
+    @property
+    def group(self) -> int:
+        """The change that it was expanded from, else its own number: both directions of a fact go together."""
+        return key(self) if self.origin_id is None else self.origin_id
 
 
 class Edit(SQLModel, table=True):

@@ -36,6 +36,8 @@ COUNTRIES = {
 
 CHANGES = {"Q34": "Magda", "Q38": "Giorgia", "Q36": "Donald", "Q213": "Petr"}
 """The new head of government, at the second instant."""
+NEW_HEADS = {qid: f"Q{9007 + 10 * number}" for number, qid in enumerate(COUNTRIES) if qid in CHANGES}
+"""Their items."""
 
 PROPERTIES = {"P36": 1, "P6": 2}
 BEFORE, AFTER = "2022-01-01T00:00:00", "2023-01-01T00:00:00"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import typer
-from small_world import CHANGES, Factsyncd, Finished, environment, turtle, write_config
+from small_world import CHANGES, NEW_HEADS, Factsyncd, Finished, environment, turtle, write_config
 
 from daemon.cli import app
 from daemon.errors import NameTaken
@@ -273,14 +273,17 @@ def test_the_promised_arguments_are_there(factsyncd: Factsyncd, ready: Path) -> 
     assert {row["pid"] for row in rows("facts", "--property", "P6")} == {"P6"}
     assert {row["qid"] for row in rows("facts", "--state", "live")} == set(CHANGES)
     assert len(rows("why", "Q34")) == 2
+    (person,) = rows("why", NEW_HEADS["Q34"])
+    assert person["fact"] is None
+    assert [change["expanded_from"] for change in person["changes"]] == [{"qid": "Q34", "pid": "P6"}]
     assert len(rows("why", "Q34", "P6")) == 1
     assert [row["version"] for row in rows("ask", "The capital of Greece is", "--version", "0", "--version", "1")] == [
         0,
         1,
     ]
     assert factsyncd("rollback", "0", "--config", ready).code == 0
-    assert len(rows("quarantine", "list")) == 4
-    assert "1 changes" in factsyncd("quarantine", "release", "Q34", "--config", ready).output
+    assert len(rows("quarantine", "list")) == 8
+    assert "2 changes" in factsyncd("quarantine", "release", "Q34", "--config", ready).output
     assert factsyncd("quarantine", "release", "--config", ready).code == 0
     with_version = factsyncd("status", "--json", "--config", ready).data
     assert (with_version["promoted"], with_version["quarantined"]) == (0, 0)

@@ -13,7 +13,7 @@ from small_world import CHANGES, COUNTRIES, turtle
 from sqlmodel import col, delete, select
 
 from daemon.pull import pull, record_page
-from sources import Cursor, Observation, Outcome, Page, SnapshotUnreadable, Value, ValueKind
+from sources import Cursor, Observation, Outcome, Page, SnapshotUnreadable, Value, ValueKind, load_catalogue
 from store.tables import Change, ChangeState, Control, Cycle, Fact, Phase, SourceCursor
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 START = datetime(2022, 1, 1, tzinfo=UTC)
 NAMES = {"Q1": "Bujar", "Q2": "Ilir", "Q3": "Bajram"}
+RELATIONS = load_catalogue()
 
 
 def seen(
@@ -58,12 +59,13 @@ def new_cycle(database: Database) -> int:
 
 def record(database: Database, cycle_id: int, *observations: Observation) -> int:
     with database.transaction() as session:
-        return record_page(session, page(*observations), START, cycle_id)
+        return record_page(session, page(*observations), START, cycle_id, RELATIONS)
 
 
 def changes(database: Database) -> list[Change]:
+    """Those that were read; what they expand to has tests of its own."""
     with database.read() as session:
-        return list(session.exec(select(Change).order_by(col(Change.id))))
+        return list(session.exec(select(Change).where(col(Change.origin_id).is_(None)).order_by(col(Change.id))))
 
 
 def fact(database: Database, qid: str = "Q222") -> Fact:
@@ -132,7 +134,7 @@ def test_a_later_change_supersedes_the_one_that_waits(database: Database, cycle_
 def test_only_a_waiting_change_is_superseded(database: Database, cycle_id: int, state: ChangeState) -> None:
     record(database, cycle_id, seen(0, "Q1"), seen(1, "Q2"))
     with database.transaction() as session:
-        session.exec(select(Change)).one().state = state
+        session.exec(select(Change).where(Change.qid == "Q222")).one().state = state
     record(database, cycle_id, seen(2, "Q3"))
     assert [change.state for change in changes(database)] == [state, ChangeState.PENDING]
 

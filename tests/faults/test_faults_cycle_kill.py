@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from small_world import CHANGES, IMPOSSIBLE, LENIENT, Factsyncd, environment
+from small_world import CHANGES, COUNTRIES, IMPOSSIBLE, LENIENT, NEW_HEADS, Factsyncd, environment
 from sqlmodel import select
 
 from store import ArtifactStore, open_database
@@ -47,11 +48,15 @@ ESSENTIAL = {
 }
 """The others, some on the same paths, take as long again."""
 assert set(POINTS) >= ESSENTIAL
+WRITTEN = {(qid, "P6", head) for qid, head in CHANGES.items()} | {
+    (NEW_HEADS[qid], "^P6", COUNTRIES[qid][0]) for qid in CHANGES
+}
+"""Slot and target of every edit: each fact in both directions."""
 COLUMNS: dict[type, tuple[str, ...]] = {
     Version: ("id", "parent_id", "state", "base_digest", "settings_digest", "digest", "path", "reason"),
     LedgerEntry: ("version_id", "edit_id"),
     Edit: ("id", "change_id", "qid", "pid", "subject", "target", "former"),
-    Change: ("id", "qid", "pid", "old_values", "new_values", "revision", "state", "cycle_id"),
+    Change: ("id", "qid", "pid", "old_values", "new_values", "revision", "state", "cycle_id", "origin_id", "reason"),
     Publication: ("version_id", "target", "state", "attempts"),
     Quarantine: ("change_id", "version_id"),
     GateMeasure: ("version_id", "measure", "against", "candidate", "reference", "n", "verdict"),
@@ -95,13 +100,14 @@ def once(factsyncd: Factsyncd, config: Path, code: int = 0, **options: Any) -> d
 def undisturbed(world: Any, factsyncd: Factsyncd, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     config = world.copy(tmp_path_factory.mktemp("undisturbed"))
     cycle = once(factsyncd, config)
-    assert (cycle["outcome"], cycle["counts"]["batched"]) == ("promoted", 4)
+    assert (cycle["outcome"], cycle["counts"]["batched"]) == ("promoted", 8)
     return recorded(config)
 
 
 def test_an_undisturbed_cycle_writes_every_change(undisturbed: dict[str, Any]) -> None:
-    assert {(row[2], row[5]) for row in undisturbed["Edit"]} == set(CHANGES.items())
-    assert {row[6] for row in undisturbed["Change"]} == {"live"}
+    assert {(row[2], row[3], row[5]) for row in undisturbed["Edit"]} == WRITTEN
+    # Those who left office were told of by no edit that could be withdrawn.
+    assert Counter(row[6] for row in undisturbed["Change"]) == {"live": 8, "uneditable": 4}
     assert undisturbed["current"] == Path("versions/v1")
 
 
@@ -248,17 +254,17 @@ def test_a_rejected_batch_is_kept_out_until_it_is_released(
     assert promoted(config).id == 0
     rejected = recorded(config)
     assert rejected["current"] == Path("versions/v0")
-    assert {row[6] for row in rejected["Change"]} == {"quarantined"}
+    assert {row[6] for row in rejected["Change"]} == {"quarantined", "uneditable"}
     kept = factsyncd("quarantine", "list", "--json", "--config", config).data
-    assert {row["qid"] for row in kept} == set(CHANGES)
+    assert {row["qid"] for row in kept} == {slot[0] for slot in WRITTEN}
     assert all("efficacy" in row["reason"] for row in kept)
     assert once(factsyncd, config)["outcome"] == "nothing", "what is kept out is not tried again by itself"
 
     config.write_text(config.read_text("utf-8").replace(IMPOSSIBLE, LENIENT), "utf-8")
-    assert "4 changes" in factsyncd("quarantine", "release", "--config", config).output
+    assert "8 changes" in factsyncd("quarantine", "release", "--config", config).output
     assert once(factsyncd, config)["outcome"] == "promoted"
     after = recorded(config)
-    assert {row[6] for row in after["Change"]} == {"live"}
+    assert {row[6] for row in after["Change"]} == {"live", "uneditable"}
     assert after["current"] == Path("versions/v2")
     assert after["Edit"] == undisturbed["Edit"], "the same edits, written once"
     # A version is a function of its ledger: the same facts give the same bits under another number.
@@ -277,6 +283,6 @@ def test_a_held_candidate_waits_for_the_operator(factsyncd: Factsyncd, state: Ca
     assert once(factsyncd, config, code=4)["outcome"] == "held", "nothing new is begun meanwhile"
     assert recorded(config)["versions"] == ["v0", "v1"]
     assert factsyncd("approve", "1", "--config", config).code == 0
-    assert {row[6] for row in recorded(config)["Change"]} == {"live"}
+    assert {row[6] for row in recorded(config)["Change"]} == {"live", "uneditable"}
     assert recorded(config)["current"] == Path("versions/v1")
     assert once(factsyncd, config)["outcome"] == "nothing"

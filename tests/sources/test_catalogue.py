@@ -39,11 +39,26 @@ def test_the_packaged_catalogue_is_valid():
 
 
 def test_an_operator_adds_and_replaces(tmp_path):
-    extra = write(tmp_path, toml() + "\n" + toml("P35", label='"boss"', inverse='"P1"'))
+    extra = write(tmp_path, toml() + "\n" + toml("P35", label='"boss"', inverse='"P999999"'))
     catalogue = load_catalogue(extra)
     assert catalogue["P999999"].questions == ("Who heads {}?", "Q: Who heads {}?\nA:")
-    assert (catalogue["P35"].label, catalogue["P35"].inverse) == ("boss", "P1")
+    assert (catalogue["P35"].label, catalogue["P35"].inverse) == ("boss", "P999999")
     assert len(catalogue) > len(load_catalogue(write(tmp_path, ""))) - 1
+
+
+def test_the_opposite_is_the_inverse_or_for_a_symmetric_relation_itself():
+    catalogue = load_catalogue()
+    assert [catalogue[pid].opposite for pid in ("P36", "P1376", "P26", "P6", "P17")] == [
+        "P1376", "P36", "P26", "^P6", None,
+    ]  # fmt: skip
+    for relation in catalogue.values():
+        assert relation.opposite is None or relation.opposite in catalogue
+
+
+def test_a_relation_without_a_property_has_words_and_no_statements(tmp_path):
+    extra = write(tmp_path, toml(inverse='"^P999999"') + "\n" + toml('"^P999999"', label='"seat of"'))
+    catalogue = load_catalogue(extra)
+    assert [catalogue[pid].stated for pid in ("P999999", "^P999999")] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +66,10 @@ def test_an_operator_adds_and_replaces(tmp_path):
     [
         (toml("Q35"), "not a property id"),
         (toml(inverse='"Q1"'), "inverse"),
+        (toml(inverse='"^^P1"'), "not a property id"),
+        (toml(inverse='"P999998"'), "P999998 has no wordings"),
+        (toml(inverse='"^P999999"'), "^P999999 has no wordings"),
+        (toml(inverse='"P35"', symmetric="true"), "leave inverse out"),
         (toml(label="7"), "label"),
         (toml(label='""'), "label"),
         (toml(label=None), "label: Field required"),

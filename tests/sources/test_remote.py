@@ -81,7 +81,7 @@ def packaged_snapshots() -> list[Path]:
 
 @pytest.mark.parametrize("file", packaged_snapshots(), ids=lambda file: file.name)
 def test_a_packaged_snapshot_is_the_same_over_http(tmp_path, file):
-    relations = tuple(load_catalogue().values())
+    relations = tuple(relation for relation in load_catalogue().values() if relation.stated)
     expected = list(open_embedded(file, relations).pages(None))
     assert any(observation.values for page in expected for observation in page.observations)
     with served(file, tmp_path / "store") as url:
