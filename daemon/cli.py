@@ -11,6 +11,8 @@ import typer
 
 from daemon import control, inspect
 from daemon.ask import ask as ask_versions
+from daemon.calibrate import calibrate as find_settings
+from daemon.calibrate import check_output, report, write_settings
 from daemon.config import CONFIG_VARIABLE, Settings, load_settings
 from daemon.cycle import run_cycle
 from daemon.demo import DEMO_DIRECTORY, run_demo
@@ -20,7 +22,16 @@ from daemon.options import chosen_config, configured, reading, wants_json
 from daemon.runtime import Runtime
 from daemon.service import Service
 from daemon.setup import check_package_names, set_up
-from daemon.show import show_answers, show_cycle, show_facts, show_quarantine, show_status, show_versions, show_why
+from daemon.show import (
+    show_answers,
+    show_calibration,
+    show_cycle,
+    show_facts,
+    show_quarantine,
+    show_status,
+    show_versions,
+    show_why,
+)
 from daemon.terminal import print_json, print_line, progress_bars
 from editor import EditorError
 from sources import SourceError
@@ -254,6 +265,30 @@ def quarantine_release(
     with _writing(context) as runtime:
         released = control.release(runtime, qid)
     print_line(f"{released} changes wait for the next cycle")
+
+
+@app.command()
+@reading
+def calibrate(
+    context: typer.Context,
+    output: Annotated[Path, typer.Option(help="The settings file to write.")] = Path("memit.toml"),
+    facts: Annotated[
+        Path | None,
+        typer.Option(help="Facts, one JSON object a line: relation, prompt, subject, answer, paraphrases."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over the file.")] = False,
+) -> None:
+    """Choose layers and strength for the base from facts it knows, and write a settings file for [edit] settings."""
+    check_output(output, force=force)
+    with _writing(context) as runtime:
+        found = find_settings(runtime, facts)
+    write_settings(output, found)
+    print_json(report(found)) if wants_json(context) else show_calibration(report(found))
+    if not wants_json(context):
+        layers = found.settings.layers
+        print_line(
+            f"layers {layers[0]} to {layers[-1]}, weight {found.settings.covariance_weight:g}: written to {output}"
+        )
 
 
 @app.command()

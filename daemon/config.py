@@ -89,6 +89,8 @@ class BatchSection(Section):
 class EditSection(Section):
     """MEMIT. Keys that are not set come from the model's preset."""
 
+    settings: Path | None = None
+    """A file of MEMIT settings, as `factsyncd calibrate` writes it; keys that are set here win."""
     terminator: str = "."
     """Written after a value, so that the model learns where the answer ends."""
     longest_list: int = Field(3, ge=1)
@@ -120,8 +122,23 @@ class EditSection(Section):
     text: TextSource = TextSource()
 
     def overrides(self) -> dict[str, object]:
-        """The MEMIT settings that are set here."""
-        return self.model_dump(exclude={"terminator", "longest_list", "text", "protected_facts"}, exclude_none=True)
+        """The MEMIT settings that are set here or in the settings file.
+
+        Raises:
+            ConfigInvalid: the file cannot be read as TOML.
+        """
+        own = {"settings", "terminator", "longest_list", "text", "protected_facts"}
+        return self._from_file() | self.model_dump(exclude=own, exclude_none=True)
+
+    def _from_file(self) -> dict[str, object]:
+        if self.settings is None:
+            return {}
+        try:
+            return tomllib.loads(self.settings.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigInvalid(
+                f"edit.settings: {self.settings} cannot be read as TOML ({error}): make it with `factsyncd calibrate`"
+            ) from error
 
 
 class GateSection(Section):
@@ -281,7 +298,9 @@ def _anchored(settings: Settings, directory: Path) -> Settings:
             "source": settings.source.model_copy(
                 update={"path": anchor(settings.source.path), "catalogue": anchor(settings.source.catalogue)}
             ),
-            "edit": settings.edit.model_copy(update={"text": text(settings.edit.text)}),
+            "edit": settings.edit.model_copy(
+                update={"text": text(settings.edit.text), "settings": anchor(settings.edit.settings)}
+            ),
             "gate": settings.gate.model_copy(update={"text": anchor(settings.gate.text)}),
         }
     )

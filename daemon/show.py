@@ -175,3 +175,18 @@ def _measured(gate: list[Row]) -> list[str]:
 
 def _figure(measure: str, value: float) -> str:
     return f"{value:.2f}" if measure == "perplexity" else f"{value:.1%}"
+
+
+def show_calibration(found: Row) -> None:
+    """All trials, best first, and what was chosen."""
+    ordered = sorted(found["trials"], key=lambda trial: -trial["score"])
+    shares = ("efficacy", "paraphrase", "neighbourhood", "reading", "score")
+    rows = [
+        (
+            f"{trial['layers'][0]}-{trial['layers'][-1]}",
+            f"{trial['covariance_weight']:g}",
+            *(f"{trial[share]:.3f}" for share in shares),
+        )
+        for trial in ordered
+    ]
+    print_table("trials", ["layers", "weight", *shares], rows)

@@ -1,6 +1,7 @@
 """Mass editing of facts in any supported causal language model; knows nothing of sources, databases or schedules."""
 
 from editor.base import write_base
+from editor.calibration import Calibration, KnownFact, calibrate
 from editor.checkpoint import write_version
 from editor.errors import (
     CovarianceTooSmall,
@@ -24,11 +25,13 @@ from editor.settings import MemitSettings, settings_for
 from editor.value_cache import ValueCache
 
 __all__ = [
+    "Calibration",
     "CovarianceTooSmall",
     "EditRequest",
     "EditorError",
     "Fit",
     "Interrupted",
+    "KnownFact",
     "LanguageModel",
     "Memit",
     "MemitSettings",
@@ -43,6 +46,7 @@ __all__ = [
     "UnsupportedModel",
     "ValueCache",
     "WeightUpdate",
+    "calibrate",
     "check_request",
     "file_text",
     "fill",
