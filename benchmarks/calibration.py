@@ -1,0 +1,82 @@
+"""Calibration of SmolLM2-135M as if nobody had settings for it, against a sweep by hand.
+
+usage: calibration.py [--sweep] [--facts N] [--data DIRECTORY] [--json]
+
+The facts are static Wikidata facts (stable_facts.jsonl.gz) in the catalogue's wordings; most of them the model does not
+know, and those are not used. With --sweep all last layers up to 60 % of the depth and nine strengths are tried as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from measures import SHARED, WORK, base_model
+
+from editor import KnownFact, TextSource, calibrate
+from editor.calibration import RECOMMENDED, Trial, _Search
+from sources import load_catalogue
+
+
+def main() -> None:
+    """Print what was found, and with a sweep what there was to find."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sweep", action="store_true", help="also sweep by hand (an hour on two cores)")
+    parser.add_argument("--facts", type=int, default=1500, help="facts the model is asked")
+    parser.add_argument("--data", type=Path, default=SHARED)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    arguments = parser.parse_args()
+    if not (arguments.data / "stable_facts.jsonl.gz").exists():
+        sys.exit(f"no stable_facts.jsonl.gz in {arguments.data}: give its directory with --data")
+    facts = _facts(arguments.data, arguments.facts)
+    model = base_model()
+    text = TextSource(kind="file", path=arguments.data / "wikitext2" / "train.txt.gz")
+    started = time.perf_counter()
+    stream = sys.stderr if arguments.json else sys.stdout
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "calibration":
+            print(f"{done}/{total} trials, {time.perf_counter() - started:.0f} s", file=sys.stderr)
+
+    found = calibrate(model, facts, text, WORK / "preparation", progress=progress)
+    for trial in sorted(found.trials, key=lambda trial: -trial.score):
+        print(_row(trial), file=stream)
+    result: dict[str, Any] = {"seconds": round(time.perf_counter() - started), "trials": len(found.trials)}
+    result |= {"found": _row(found.best)}
+    if arguments.sweep:
+        search = _Search(model, facts, text, WORK / "preparation", dict(RECOMMENDED), lambda *_: None)
+        for top in range(2, search._tops[-1] + 1):
+            for power in range(4, 13):
+                search._try(top, 10 ** (power / 3))
+                print(_row(list(search._trials.values())[-1]), file=stream, flush=True)
+        result |= {"optimum": _row(search._best), "difference": search._best.score - found.best.score}
+    print(json.dumps(result), file=sys.stdout)
+
+
+def _facts(data: Path, wanted: int) -> list[KnownFact]:
+    catalogue = load_catalogue()
+    facts = []
+    with gzip.open(data / "stable_facts.jsonl.gz", "rt", encoding="utf-8") as stream:
+        for line in stream:
+            row = json.loads(line)
+            relation = catalogue.get(row["pid"])
+            if relation is not None:
+                wordings = (*relation.variants, *relation.paraphrases)
+                facts.append(KnownFact(relation.pid, relation.prompt, row["subject"], row["object"], wordings))
+    return facts[:: max(1, len(facts) // wanted)]
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    shares = {
+        name: round(getattr(trial, name), 3) for name in ("efficacy", "paraphrase", "neighbourhood", "reading", "score")
+    }
+    return {"layers": list(trial.layers), "covariance_weight": trial.covariance_weight} | shares
+
+
+if __name__ == "__main__":
+    main()
