@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import safetensors
 import serial_memit as serial
 import torch
-from tiny_models import FAMILIES, LAYERS, VOCABULARY, tiny_family, tiny_tokenizer
+from tiny_models import FAMILIES, INNER, LAYERS, VOCABULARY, WIDTH, tiny_family, tiny_tokenizer
 from transformers import BertConfig, BertLMHeadModel
 
 from editor import EditRequest, LanguageModel, Memit, MemitSettings, Preparation, UnsupportedModel, ValueCache
 from editor.architectures import ARCHITECTURES, architecture_of
 from editor.covariance import covariance
 from editor.packing import Packing, Segment
+from editor.precision import upper_copy
 from editor.stack import KeyValues, Prefix, Stack, token_ids
 from editor.values import ValueOptimiser
 
@@ -23,14 +25,23 @@ FACTS = [
     ("{} plays for", "Lionel Messi", "Inter Miami"),
     ("The chairperson of the long named body {} since then is", "UN", "A. B. Carter"),
 ]
-TOLERANCE = 1e-4
+EXACT = 1e-12
+"""Between ways to compute the same thing in double precision."""
+OPTIMISED = 1e-9
+"""The same after Adam's steps, which divide by small numbers."""
+SINGLE = 1e-6
+"""Where a result is kept in single precision: updates, and the covariance's sums."""
 CPU = torch.device("cpu")
+
+
+def language_model(name: str, dtype: torch.dtype) -> LanguageModel:
+    model = tiny_family(name, seed=3, dtype=dtype)
+    return LanguageModel(model, tiny_tokenizer(), architecture_of(model), f"tiny-{name}")
 
 
 @pytest.fixture(params=sorted(FAMILIES), scope="module")
 def family(request: pytest.FixtureRequest) -> LanguageModel:
-    model = tiny_family(request.param, seed=3)
-    return LanguageModel(model, tiny_tokenizer(), architecture_of(model), f"tiny-{request.param}")
+    return language_model(request.param, torch.float64)
 
 
 def texts() -> list[tuple[int, ...]]:
@@ -64,9 +75,24 @@ def test_packed_and_resumed_passes_are_the_models_own(family: LanguageModel) -> 
     for ids, start in zip(texts(), packing.starts, strict=True):
         own = own_states(family, ids)
         ours = hidden[start : start + len(ids)]
-        assert relative(ours, own) < TOLERANCE
+        assert relative(ours, own) < EXACT
         logits = family.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
-        assert relative(family.head(ours), logits) < TOLERANCE
+        assert relative(family.head(ours), logits) < EXACT
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+@torch.no_grad()
+def test_models_as_transformers_ships_them(name: str) -> None:
+    single = language_model(name, torch.float32)
+    half = upper_copy(single, 2, "bfloat16")
+    packing = Packing([Segment(len(ids)) for ids in texts()], CPU)
+    middle = Stack(single.model, single.architecture, 0, 2, from_tokens=True)(token_ids(texts(), packing, CPU), packing)
+    for upper, tolerance in ((single, 1e-5), (half, 0.03)):
+        stack = Stack(upper.model, upper.architecture, 2, LAYERS, from_tokens=False)
+        logits = upper.head(stack(middle.to(upper.model.get_output_embeddings().weight.dtype), packing))
+        for ids, start in zip(texts(), packing.starts, strict=True):
+            own = single.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+            assert relative(logits[start : start + len(ids)], own) < tolerance
 
 
 @torch.no_grad()
@@ -82,7 +108,15 @@ def test_texts_go_on_behind_a_shared_beginning(family: LanguageModel) -> None:
     hidden = stack(ids, packing, Prefix(store, packing, 0, LAYERS))
     for (end, shared), start in zip(ends, packing.starts, strict=True):
         own = own_states(family, (*beginning[:shared], *end))[shared:]
-        assert relative(hidden[start : start + len(end)], own) < TOLERANCE
+        assert relative(hidden[start : start + len(end)], own) < EXACT
+
+
+def test_the_edited_weight_is_in_the_saved_checkpoint(family: LanguageModel, tmp_path: Path) -> None:
+    family.model.save_pretrained(tmp_path)
+    with safetensors.safe_open(tmp_path / "model.safetensors", framework="pt") as stored:
+        for layer in range(LAYERS):
+            weight = stored.get_tensor(family.architecture.weight_name(layer))
+            assert family.architecture.as_stored(torch.zeros(WIDTH, INNER)).shape == weight.shape
 
 
 def test_value_vectors_and_updates_agree(family: LanguageModel, tmp_path: Path) -> None:
@@ -94,7 +128,7 @@ def test_value_vectors_and_updates_agree(family: LanguageModel, tmp_path: Path) 
     values = torch.stack(
         [serial.value_vector(family.model, family.tokenizer, fact, oracle, CONTEXTS) for fact in plain]
     )
-    assert relative(ValueOptimiser(family, chosen, CONTEXTS)(requests), values) < TOLERANCE
+    assert relative(ValueOptimiser(family, chosen, CONTEXTS)(requests), values) < OPTIMISED
     generator = torch.Generator().manual_seed(5)
     rows = [torch.randint(3, VOCABULARY, (20,), generator=generator).tolist() for _ in range(20)]
     moments = covariance(family, rows, layers)
@@ -104,10 +138,10 @@ def test_value_vectors_and_updates_agree(family: LanguageModel, tmp_path: Path) 
     expected = serial.update(family.model, family.tokenizer, plain, oracle, CONTEXTS, moments, values)
     parameters = dict(family.model.named_parameters())
     for layer in layers:
-        assert relative(moments[layer], expected_moments[layer]) < TOLERANCE
+        assert relative(moments[layer], expected_moments[layer]) < SINGLE
         name = family.architecture.weight_name(layer)
         assert ours[name].shape == parameters[name].shape
-        assert relative(ours[name], family.architecture.as_stored(expected[layer])) < TOLERANCE
+        assert relative(ours[name], family.architecture.as_stored(expected[layer])) < SINGLE
     for name, tensor in family.model.state_dict().items():
         assert torch.equal(tensor, before[name]), f"{name} was not restored"
 

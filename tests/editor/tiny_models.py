@@ -8,6 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     AutoConfig,
     AutoModelForCausalLM,
     GPT2Config,
@@ -17,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.masking_utils import eager_mask
 
 LAYERS, WIDTH, INNER, HEADS, POSITIONS = 4, 32, 48, 4, 128
 VOCABULARY = 512
@@ -105,6 +108,42 @@ def native_norms(model: PreTrainedModel) -> None:
             setattr(parent, name, native.eval())
 
 
+def native_attention(model: PreTrainedModel) -> None:
+    """Let attention compute in its own precision under transformers' own masks: eager takes its softmax in float32."""
+    if model.config.model_type == "gptj":
+        for block in model.transformer.h:
+            block.attn._attn = functools.partial(_gptj_attention, block.attn)
+        return
+    AttentionInterface.register("native", _attention)
+    AttentionMaskInterface.register("native", eager_mask)
+    model.set_attn_implementation("native")
+
+
+def _attention(
+    _module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    **_options: object,
+) -> tuple[torch.Tensor, None]:
+    key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], 1) for states in (key, value))
+    scores = query @ key.mT * scaling
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
+    return ((scores + mask).softmax(-1) @ value).transpose(1, 2), None
+
+
+def _gptj_attention(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, None]:
+    output, _ = _attention(module, query, key, value, mask, scaling=1 / module.scale_attn)
+    return output.transpose(1, 2), None
+
+
 def tiny_gpt2(seed: int = 0, dtype: torch.dtype = torch.float32) -> GPT2LMHeadModel:
     config = GPT2Config(
         vocab_size=VOCABULARY,
@@ -158,7 +197,7 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def tiny_family(name: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    """A tiny random model of a family, in eager attention as the oracle needs it (soft caps, windows)."""
+    """A tiny random model of a family: as transformers has it in eager attention, or in double precision throughout."""
     kind, differences = FAMILIES[name]
     config = AutoConfig.for_model(kind, **(SIZES | differences))
     with torch.random.fork_rng():
@@ -171,4 +210,5 @@ def tiny_family(name: str, seed: int = 0, dtype: torch.dtype = torch.float64) ->
     model = model.to(dtype).eval()
     if dtype == torch.float64:
         native_norms(model)
+        native_attention(model)
     return model.requires_grad_(requires_grad=False)
