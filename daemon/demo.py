@@ -47,12 +47,15 @@ path = "wikidata.ttl"
 # other wordings then hold better. Little text and one context keep the demo short.
 clamp = 0.9
 loss_floor = 0.03
-covariance_weight = 2000.0
+covariance_weight = 1000.0
 shrinkage = 0.2
+suffix_weight = 1.0
 contexts = 1
 covariance_tokens = 6000
 
 [gate]
+# With about forty edits one more or fewer is two points. The default is 0.95.
+efficacy_min = 0.9
 # The demo has about a hundred control facts: with so few, two more or fewer are chance. The default is 0.02.
 control_max_drop = 0.05
 # Its ordinary text is the base's own writing, which no other model reads as well as the base: a rise of 3 to 4 % on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,6 @@ from store import Database, open_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +32,26 @@ def factsyncd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factsyncd]:
     commands = Factsyncd(tmp_path_factory.mktemp("commands"))
     yield commands
     commands.close()
+
+
+@pytest.fixture(scope="session")
+def prepared(
+    tmp_path_factory: pytest.TempPathFactory, base_model: Path, ordinary_text: Path, factsyncd: Factsyncd
+) -> Path:
+    """A directory whose state has read the first instant."""
+    directory = tmp_path_factory.mktemp("prepared")
+    (directory / "facts.ttl").write_text(turtle(after=False), "utf-8")
+    config = write_config(directory / "factsyncd.toml", base_model, ordinary_text, Path("facts.ttl"))
+    finished = factsyncd("once", "--json", "--config", config)
+    assert (finished.code, finished.errors) == (0, ""), finished.errors
+    return directory
+
+
+@pytest.fixture
+def ready(prepared: Path, tmp_path: Path) -> Path:
+    """The configuration of a copy of it."""
+    shutil.copytree(prepared, tmp_path / "ready", symlinks=True)
+    return tmp_path / "ready" / "factsyncd.toml"
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from small_graph import Graph
+
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 # Behind everything else, so that no conftest of theirs is found instead of ours.
@@ -75,21 +77,26 @@ IMPOSSIBLE = LENIENT.replace("efficacy_min = 0.0", "efficacy_min = 1.1")
 
 def turtle(*, after: bool) -> str:
     """The world as Wikidata's RDF."""
+    return graph(after=after).turtle()
+
+
+def graph(*, after: bool) -> Graph:
+    """The world, to be added to."""
     from small_graph import Graph, at
 
-    graph = Graph(replicated=at(AFTER if after else BEFORE))
+    world = Graph(replicated=at(AFTER if after else BEFORE))
     for number, (qid, (label, *values)) in enumerate(COUNTRIES.items()):
         changed = after and qid in CHANGES
         revision, modified = (
             (2000 + number, f"2022-06-{number + 1:02}T00:00:00") if changed else (1000 + number, "2021-05-01T00:00:00")
         )
-        graph.item(qid, label, revision, modified)
+        world.item(qid, label, revision, modified)
         for pid, column in PROPERTIES.items():
             changes = changed and pid == "P6"
             value = CHANGES[qid] if changes else values[column - 1]
             item = f"Q{9000 + 10 * number + column + 5 * changes}"
-            graph.says(qid, pid, f"wd:{item}").label(item, value)
-    return graph.turtle()
+            world.says(qid, pid, f"wd:{item}").label(item, value)
+    return world
 
 
 def sentences(qids: Iterable[str], held_out: int = 0) -> list[str]:

@@ -50,26 +50,6 @@ def config(tmp_path: Path, base_model: Path, ordinary_text: Path, snapshot: Path
     return write_config(tmp_path / "factsyncd.toml", base_model, ordinary_text, snapshot)
 
 
-@pytest.fixture(scope="session")
-def prepared(
-    tmp_path_factory: pytest.TempPathFactory, base_model: Path, ordinary_text: Path, factsyncd: Factsyncd
-) -> Path:
-    """A directory whose state has read the first instant."""
-    directory = tmp_path_factory.mktemp("prepared")
-    (directory / "facts.ttl").write_text(turtle(after=False), "utf-8")
-    config = write_config(directory / "factsyncd.toml", base_model, ordinary_text, Path("facts.ttl"))
-    finished = factsyncd("once", "--json", "--config", config)
-    assert (finished.code, finished.errors) == (0, ""), finished.errors
-    return directory
-
-
-@pytest.fixture
-def ready(prepared: Path, tmp_path: Path) -> Path:
-    """The configuration of a copy of it."""
-    shutil.copytree(prepared, tmp_path / "ready", symlinks=True)
-    return tmp_path / "ready" / "factsyncd.toml"
-
-
 def rewrite(config: Path, old: str, new: str) -> None:
     text = config.read_text("utf-8")
     assert old in text
