@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from measures import SHARED, WORK, Record, base_model, edited, file_windows, measures, records
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from editor import EditRequest, LanguageModel, Memit, MemitSettings, TextSource, ValueCache, fill, prepare, scores
 from editor.insertion import Batch, Insertion
@@ -52,12 +53,18 @@ def main() -> None:
         sys.exit(f"no CounterFact in {arguments.data}: give its directory with --data")
     model = base_model()
     facts = records(arguments.data, arguments.facts)
-    result = {"facts": len(facts), "steps": arguments.steps, "threads": torch.get_num_threads()}
-    result |= _values(model, facts, arguments)
-    result |= _insertion(model, [fact.request for fact in facts])
-    result |= _probing(model, facts)
-    for name, value in result.items():
-        print(f"{name:28}{value}", file=sys.stderr if arguments.json else sys.stdout)
+    result: dict[str, Any] = {"facts": len(facts), "steps": arguments.steps, "threads": torch.get_num_threads()}
+    requests = [fact.request for fact in facts]
+    parts = (
+        lambda: _probing(model, facts),
+        lambda: _insertion(model, requests),
+        lambda: _values(model, facts, arguments),
+    )
+    for part in parts:
+        measured = part()
+        result |= measured
+        for name, value in measured.items():
+            print(f"{name:28}{value}", file=sys.stderr if arguments.json else sys.stdout, flush=True)
     if arguments.json:
         print(json.dumps(result))
 
@@ -122,13 +129,28 @@ def _default_rate(model: LanguageModel, requests: Sequence[EditRequest], data: P
     return len(requests) / _timed(lambda: memit.values(requests))[1]
 
 
+class _Products(TorchDispatchMode):
+    """Counts the floating-point operations of products. FlopCounterMode cannot be used under ``autograd.grad``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 def _flops(model: LanguageModel, settings: MemitSettings, requests: Sequence[EditRequest]) -> float:
     """Floating-point operations of a run's products: what is done once, and every step the same again."""
     counted = []
     for steps in (2, 3):
-        with FlopCounterMode(display=False) as counter:
+        with _Products() as counter:
             _optimised_quietly(model, settings.model_copy(update={"steps": steps}), requests)
-        counted.append(counter.get_total_flops())
+        counted.append(counter.total)
     return float(counted[0] + (settings.steps - 2) * (counted[1] - counted[0]))
 
 
@@ -215,8 +237,8 @@ def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--facts", type=int, default=64)
-    parser.add_argument("--serial-facts", type=int, default=16, help="facts that the serial form is timed on")
+    parser.add_argument("--facts", type=int, default=32)
+    parser.add_argument("--serial-facts", type=int, default=8, help="facts that the serial form is timed on")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--data", type=Path, default=SHARED)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")

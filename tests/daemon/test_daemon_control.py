@@ -64,7 +64,9 @@ class State:
             if outcome is not None:
                 session.add(Cycle(phase=Phase.DONE, outcome=outcome, candidate_id=number))
 
-    def change(self, number: int, state: ChangeState, *, qid: str | None = None, edit: bool = True) -> None:
+    def change(
+        self, number: int, state: ChangeState, *, qid: str | None = None, edit: bool = True, origin: int | None = None
+    ) -> None:
         """A change, and the edit (of the same number) that writes it."""
         name = qid or f"Q{number}"
         value = [{"kind": "item", "id": f"Q{900 + number}", "label": f"Name {number}"}]
@@ -73,7 +75,7 @@ class State:
                 Change(
                     id=number, qid=name, pid="P6", subject_label=name, old_values=[],
                     new_values=value if edit else [], revision=100 + number, statement="s",
-                    modified_at=MOMENT, cycle_id=1, state=state,
+                    modified_at=MOMENT, cycle_id=1, state=state, origin_id=origin,
                 )
             )  # fmt: skip
             session.flush()
@@ -219,6 +221,58 @@ def test_what_is_live_again_is_no_longer_listed_as_kept_out(state: State) -> Non
     assert [kept for _, kept in state.quarantine()] == [False]
 
 
+def withdrawn(state: State) -> None:
+    """v1 (edits 1, 2) <- v2 (edit 2): change 3 took edit 1 out."""
+    state.change(1, ChangeState.SUPERSEDED)
+    state.change(2, LIVE)
+    state.change(3, ChangeState.WITHDRAWN, qid="Q1", edit=False)
+    state.version(0, VersionState.RETIRED)
+    state.version(1, VersionState.RETIRED, (1, 2))
+    state.version(2, VersionState.PROMOTED, (2,))
+
+
+def test_a_rollback_undoes_a_withdrawal_until_it_is_released(state: State) -> None:
+    withdrawn(state)
+    control.rollback(state.runtime, 1)
+    assert state.changes() == {1: "live", 2: "live", 3: "quarantined"}
+    assert state.quarantine() == [(3, True)]
+    assert control.release(state.runtime, "Q1") == 1
+    assert state.changes() == {1: "live", 2: "live", 3: "pending"}
+
+
+def test_rolled_forward_again_the_withdrawal_is_done(state: State) -> None:
+    withdrawn(state)
+    control.rollback(state.runtime, 1)
+    control.rollback(state.runtime, 2)
+    assert state.changes() == {1: "superseded", 2: "live", 3: "withdrawn"}
+    assert state.quarantine() == [(3, False)]
+
+
+def test_a_withdrawal_that_a_later_change_has_overtaken_is_not_undone(state: State) -> None:
+    withdrawn(state)
+    state.change(4, LIVE, qid="Q1")
+    state.version(3, VersionState.CANDIDATE, (2, 4))
+    with state.runtime.database.transaction() as session:
+        accept(session, ledger.get_version(session, 3), "passed")
+    control.rollback(state.runtime, 1)
+    assert state.changes() == {1: "live", 2: "live", 3: "withdrawn", 4: "quarantined"}
+
+
+def test_a_rejected_withdrawal_stays_kept_out_while_its_edit_is_live(state: State) -> None:
+    state.change(1, LIVE)
+    state.change(2, BATCHED, qid="Q1", edit=False)
+    state.change(3, BATCHED)
+    state.version(0, VersionState.RETIRED)
+    state.version(1, VersionState.PROMOTED, (1,))
+    state.version(2, VersionState.CANDIDATE, (3,))
+    with state.runtime.database.transaction() as session:
+        refuse(session, ledger.get_version(session, 2), "perplexity")
+    state.version(3, VersionState.CANDIDATE, (1,))
+    with state.runtime.database.transaction() as session:
+        accept(session, ledger.get_version(session, 3), "passed")
+    assert state.changes() == {1: "live", 2: "quarantined", 3: "quarantined"}
+
+
 def test_rollback_refuses_what_makes_no_sense_and_changes_nothing(state: State) -> None:
     history(state)
     state.version(3, VersionState.REJECTED, (1, 2))
@@ -323,8 +377,8 @@ def test_approving_a_damaged_candidate_changes_nothing(state: State) -> None:
     assert state.versions()[1] == "promoted"
 
 
-def quarantined(state: State, number: int, qid: str | None = None) -> None:
-    state.change(number, ChangeState.QUARANTINED, qid=qid)
+def quarantined(state: State, number: int, qid: str | None = None, origin: int | None = None) -> None:
+    state.change(number, ChangeState.QUARANTINED, qid=qid, origin=origin)
     with state.runtime.database.transaction() as session:
         session.add(Quarantine(change_id=number, qid=qid or f"Q{number}", pid="P6", reason="test"))
 
@@ -346,6 +400,15 @@ def test_a_change_that_was_overtaken_is_not_released(state: State) -> None:
     state.change(2, LIVE, qid="Q5")
     assert control.release(state.runtime, None) == 0
     assert state.changes() == {1: "quarantined", 2: "live"}
+
+
+@pytest.mark.parametrize("qid", ["Q1", "Q2"])
+def test_both_ends_of_a_fact_are_released_together(state: State, qid: str) -> None:
+    quarantined(state, 1)
+    quarantined(state, 2, origin=1)
+    quarantined(state, 3)
+    assert control.release(state.runtime, qid) == 2
+    assert state.changes() == {1: "pending", 2: "pending", 3: "quarantined"}
 
 
 def test_pause_outlives_the_process(state: State) -> None:

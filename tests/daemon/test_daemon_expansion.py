@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from sqlmodel import col, delete, select
 
 from daemon.answers import answer_of
 from daemon.pull import record_page
-from sources import Cursor, Observation, Outcome, Page, Value, ValueKind, load_catalogue
+from sources import Cursor, Observation, Outcome, Page, Relation, Value, ValueKind, load_catalogue
 from store.tables import Change, ChangeState, Cycle, Fact
 
 if TYPE_CHECKING:
@@ -43,11 +44,13 @@ def cycle_id(database: Database) -> int:
     return cycle.id
 
 
-def record(database: Database, cycle_id: int, *observations: Observation) -> None:
+def record(
+    database: Database, cycle_id: int, *observations: Observation, relations: dict[str, Relation] = RELATIONS
+) -> None:
     for one in observations:
         with database.transaction() as session:
             page = Page((one,), Cursor(one.modified, one.revision), 1)
-            record_page(session, page, START, cycle_id, RELATIONS)
+            record_page(session, page, START, cycle_id, relations)
 
 
 def told(database: Database) -> dict[tuple[str, str], list[tuple[str, ...]]]:
@@ -101,6 +104,83 @@ def test_what_is_stated_about_the_other_end_wins(database: Database, cycle_id: i
     assert waiting(database)["Q2", SPOUSE] == ("Q7",)
     record(database, cycle_id, seen(3, "Q8", SPOUSE, "Q9"), seen(4, "Q9", SPOUSE, "Q1"))
     assert waiting(database)["Q9", SPOUSE] == ("Q1",), "it is stated later, and then counts"
+
+
+def test_what_was_stated_once_still_wins(database: Database, cycle_id: int) -> None:
+    record(database, cycle_id, seen(1, "Q2", SPOUSE, "Q7"), seen(2, "Q2", SPOUSE), seen(3, "Q1", SPOUSE, "Q2"))
+    assert waiting(database)["Q2", SPOUSE] == ()
+
+
+def test_what_is_stated_at_the_baseline_wins_over_what_was_gathered(database: Database, cycle_id: int) -> None:
+    """A first load that goes on page by page may meet the object's statement after the change that names it."""
+    record(database, cycle_id, seen(1, "Q1", SPOUSE, "Q2"), seen(0, "Q2", SPOUSE, "Q7"))
+    assert told(database)["Q2", SPOUSE] == [("Q1",), ("Q7",)]
+    assert waiting(database)["Q2", SPOUSE] == ("Q7",)
+
+
+def test_the_same_value_stated_afterwards_is_no_second_change(database: Database, cycle_id: int) -> None:
+    record(database, cycle_id, seen(1, "Q1", SPOUSE, "Q2"), seen(2, "Q2", SPOUSE, "Q1"))
+    assert told(database) == {("Q1", SPOUSE): [("Q2",)], ("Q2", SPOUSE): [("Q1",)]}
+    record(database, cycle_id, seen(3, "Q1", SPOUSE, "Q3"))
+    assert waiting(database)["Q2", SPOUSE] == ("Q1",), "from now on only its own statement counts"
+
+
+def test_a_baseline_fact_is_gathered_with_a_later_one(database: Database, cycle_id: int) -> None:
+    record(database, cycle_id, seen(0, "Q1", TWIN, "Q5"), seen(1, "Q2", TWIN, "Q5"))
+    assert told(database) == {("Q2", TWIN): [("Q5",)], ("Q5", TWIN): [("Q1", "Q2")]}
+
+
+def test_a_property_that_is_not_watched_states_nothing(database: Database, cycle_id: int) -> None:
+    watched = {pid: relation for pid, relation in RELATIONS.items() if pid != CAPITAL_OF}
+    record(database, cycle_id, seen(0, "Q2", CAPITAL_OF, "Q9"))
+    record(database, cycle_id, seen(1, "Q1", CAPITAL, "Q2"), relations=watched)
+    assert waiting(database)["Q2", CAPITAL_OF] == ("Q1",)
+
+
+def test_two_properties_that_say_the_same_are_one_fact_at_the_other_end(database: Database, cycle_id: int) -> None:
+    same = RELATIONS[LEADER].model_copy(update={"pid": "P35"})
+    relations = RELATIONS | {"P35": same}
+    record(database, cycle_id, seen(1, "Q1", LEADER, "Q2"), seen(2, "Q1", "P35", "Q2"), relations=relations)
+    assert told(database)["Q2", LEADER_OF] == [("Q1",)]
+    record(database, cycle_id, seen(3, "Q1", LEADER), relations=relations)
+    assert told(database)["Q2", LEADER_OF] == [("Q1",)], "the other property still says so"
+    record(database, cycle_id, seen(4, "Q1", "P35"), relations=relations)
+    assert told(database)["Q2", LEADER_OF] == [("Q1",), ()]
+
+
+def test_a_literal_has_no_other_end(database: Database, cycle_id: int) -> None:
+    literal = Value(ValueKind.STRING, "Q2", "Q2")
+    record(database, cycle_id, dataclasses.replace(seen(1, "Q1", LEADER, "Q2"), values=(literal,)))
+    record(database, cycle_id, seen(2, "Q3", LEADER, "Q2"))
+    assert told(database)["Q2", LEADER_OF] == [("Q3",)]
+
+
+def test_an_expanded_change_names_its_origin_and_its_source(database: Database, cycle_id: int) -> None:
+    record(database, cycle_id, seen(1, "Q1", CAPITAL, "Q2"))
+    with database.read() as session:
+        direct, expanded = session.exec(select(Change).order_by(col(Change.id))).all()
+    assert (direct.origin_id, expanded.origin_id) == (None, direct.id)
+    assert direct.group == expanded.group == direct.id
+    assert (expanded.subject_label, expanded.new_values[0]["label"]) == ("L2", "L1")
+    assert (expanded.revision, expanded.statement) == (direct.revision, direct.statement)
+
+
+def test_a_fact_about_itself_is_told_once(database: Database, cycle_id: int) -> None:
+    """Singapore is the capital of Singapore, in both properties at one revision."""
+    record(database, cycle_id, seen(1, "Q1", CAPITAL, "Q1"), seen(1, "Q1", CAPITAL_OF, "Q1"))
+    assert told(database) == {("Q1", CAPITAL): [("Q1",)], ("Q1", CAPITAL_OF): [("Q1",)]}
+    record(database, cycle_id, seen(2, "Q1", CAPITAL, "Q3"), seen(2, "Q1", CAPITAL_OF, "Q4"))
+    assert waiting(database)["Q1", CAPITAL_OF] == ("Q4",)
+
+
+def test_a_transaction_that_fails_leaves_neither_end(database: Database, cycle_id: int) -> None:
+    one = seen(1, "Q1", SPOUSE, "Q2")
+    with pytest.raises(ZeroDivisionError), database.transaction() as session:
+        record_page(session, Page((one,), Cursor(one.modified, one.revision), 1), START, cycle_id, RELATIONS)
+        raise ZeroDivisionError
+    assert told(database) == {}
+    record(database, cycle_id, one)
+    assert len(told(database)) == 2
 
 
 SLOTS = st.tuples(

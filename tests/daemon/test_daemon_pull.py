@@ -150,6 +150,12 @@ def test_an_ambiguous_moment_keeps_the_last_certain_value(database: Database, cy
     assert ids(changes(database)[0].old_values) == ["Q1"]
 
 
+def test_an_ambiguous_moment_keeps_the_label_too(database: Database, cycle_id: int) -> None:
+    record(database, cycle_id, seen(0, "Q1"))
+    record(database, cycle_id, seen(1, outcome=Outcome.AMBIGUOUS, label="<script>"))
+    assert fact(database).subject_label == "Albania"
+
+
 def test_a_value_that_ends_is_a_change_to_nothing(database: Database, cycle_id: int) -> None:
     record(database, cycle_id, seen(0, "Q1"))
     assert record(database, cycle_id, seen(1)) == 1

@@ -291,6 +291,7 @@ def test_chunks_do_not_shrink_for_ever(many_engine):
         {"lag": timedelta(seconds=-1)},
         {"languages": ()},
         {"languages": ("English",)},
+        {"relations": (relation("^P35"),)},
     ],
 )
 def test_settings_that_cannot_work(many_engine, options):

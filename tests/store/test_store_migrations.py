@@ -9,10 +9,11 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, create_mock_engine, inspect
-from sqlmodel import SQLModel
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import SQLModel, select
 
 from store import Database, DatabaseUnavailable, open_database, schema
-from store.tables import Control
+from store.tables import Change, Control
 
 
 def tables(database: Database) -> set[str]:
@@ -54,6 +55,40 @@ def test_downgrade_to_base_and_back(database: Database) -> None:
     assert tables(database) == {"alembic_version"}
     database.migrate()
     assert tables(database) >= set(SQLModel.metadata.tables)
+
+
+CHANGE = """INSERT INTO changes
+    (id, qid, pid, subject_label, old_values, new_values, revision, statement, modified_at, cycle_id, state{more})
+    VALUES ({id}, 'Q1', 'P6', 'Albania', '[]', '[]', 7, '', '2026-03-01 00:00:00', 1, 'pending'{values})"""
+CYCLE = "INSERT INTO cycles (id, phase, detail, counts, started_at) VALUES (1, 'done', '', '{}', '2026-03-01 00:00:00')"
+
+
+def test_changes_of_the_first_release_stay_and_may_be_expanded(tmp_path: Path) -> None:
+    with open_database(tmp_path / "state.db") as database:
+        with database.migrating() as connection:
+            schema.upgrade(connection, "0001")
+            connection.exec_driver_sql(CYCLE)
+            connection.exec_driver_sql(CHANGE.format(id=1, more="", values=""))
+            connection.exec_driver_sql(
+                "INSERT INTO edits (id, change_id, qid, pid, prompt, variants, subject, target, created_at)"
+                " VALUES (1, 1, 'Q1', 'P6', '{}', '[]', 'Albania', 'Edi', '2026-03-01 00:00:00')"
+            )
+        database.migrate()
+        with database.read() as session:
+            (change,) = session.exec(select(Change))
+        assert (change.subject_label, change.origin_id, change.reason) == ("Albania", None, "")
+
+        def add(number: int, origin: str) -> None:
+            with database.migrating() as connection:
+                connection.exec_driver_sql(
+                    CHANGE.format(id=number, more=", origin_id, reason", values=f", {origin}, ''")
+                )
+
+        with pytest.raises(IntegrityError):
+            add(2, "NULL")  # the slot at a revision, as read
+        add(2, "1")  # the same by expansion
+        with pytest.raises(IntegrityError):
+            add(3, "1")
 
 
 def test_a_migration_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
