@@ -107,6 +107,7 @@ class EditSection(Section):
     enough: float | None = None
     turns: int | None = None
     covariance_weight: float | None = None
+    crowding: float | None = None
     shrinkage: float | None = None
     passes: int | None = None
     suffix_weight: float | None = None

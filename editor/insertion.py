@@ -171,7 +171,7 @@ class Insertion:
         all_keys, loads = {}, []
         for index, layer in enumerate(layers):
             before = earlier[layer]
-            system = System(self._prior, layer, work.columns + sum(map(len, before)))
+            system = System(self._prior, layer, work.columns + sum(map(len, before)), len(work.values))
             for keys in before:
                 system.add(keys)
             keys, present = self._read(work, layer, system)

@@ -33,6 +33,8 @@ class MemitSettings(BaseModel):
         precision: of the blocks above the edited ones while value vectors are optimised: the ``model``'s own,
             ``bfloat16``, or ``auto``: bfloat16 for a float32 model where the hardware multiplies it faster.
         covariance_weight: lambda, how strongly ordinary text resists the update.
+        crowding: beyond a hundred facts solved together lambda grows with ``(facts / 100) ** crowding``, since what they
+            cost ordinary text adds up (0: not, as published).
         shrinkage: share of the covariance that a multiple of the identity with the same trace takes over, since few
             tokens estimate it badly (Ledoit and Wolf 2004; 0: none, as published).
         passes: how often the residual is spread over the layers (1: as published).
@@ -63,6 +65,7 @@ class MemitSettings(BaseModel):
     turns: int = Field(1, ge=1)
     precision: Precision = "auto"
     covariance_weight: float = Field(15000.0, gt=0)
+    crowding: float = Field(0.0, ge=0)
     shrinkage: float = Field(0.0, ge=0, lt=1)
     passes: int = Field(1, ge=1)
     suffix_weight: float = Field(0.0, ge=0)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from editor.settings import MemitSettings
 
+FEW_FACTS = 100
+"""Up to so many facts solved together the settings' strength counts as it is."""
 WOODBURY_BELOW = 0.25
 """Share of a key's dimensions up to which the solve by columns is the cheaper one."""
 
@@ -86,27 +88,32 @@ class Prior:
         """d_ff of a layer."""
         return len(self._covariance[layer])
 
-    def moment(self, layer: int) -> Tensor:
+    def weight(self, facts: int) -> float:
+        """Lambda for so many facts solved together."""
+        grown: float = max(1.0, facts / FEW_FACTS) ** self._settings.crowding
+        return self._settings.covariance_weight * grown
+
+    def moment(self, layer: int, facts: int) -> Tensor:
         """P in the system's coordinates, ``[n, n]``."""
         if self._settings.strategy == "null_space":
             size = self._basis(layer).shape[1]
             return torch.full((size,), self._settings.ridge, dtype=torch.float64, device=self._device).diag()
-        return self._shrunk(layer).mul(self._settings.covariance_weight)
+        return self._shrunk(layer).mul_(self.weight(facts))
 
-    def factor(self, layer: int) -> Tensor:
+    def factor(self, layer: int, facts: int) -> Tensor:
         """P's lower Cholesky factor.
 
         Raises:
             NumericalFailure: the covariance is singular.
         """
         if self._settings.strategy == "null_space":
-            return self.moment(layer).sqrt()
+            return self.moment(layer, facts).sqrt()
 
         def make() -> Tensor:
             return cholesky(self._shrunk(layer), layer)
 
         kept = self._factors.get("cholesky", layer, self._settings.shrinkage, make).to(self._device)
-        return kept.mul(self._settings.covariance_weight**0.5)
+        return kept.mul(self.weight(facts) ** 0.5)
 
     def coordinates(self, layer: int, keys: Tensor) -> Tensor:
         """Keys ``[rows, d_ff]`` in the system's coordinates, float64 ``[rows, n]``."""
@@ -141,13 +148,15 @@ class System:
         prior: gives P.
         layer: the layer.
         columns: how many keys will be added in all; decides how the system is solved.
+        facts: how many keys it will be asked to move.
     """
 
-    def __init__(self, prior: Prior, layer: int, columns: int) -> None:
+    def __init__(self, prior: Prior, layer: int, columns: int, facts: int = 1) -> None:
         self._prior = prior
         self._layer = layer
         self._rows: list[Tensor] | None = [] if columns < WOODBURY_BELOW * prior.width(layer) else None
-        self._moment = prior.moment(layer) if self._rows is None else None
+        self._facts = facts
+        self._moment = prior.moment(layer, facts) if self._rows is None else None
 
     def add(self, keys: Tensor, weight: float = 1.0) -> None:
         """Add keys ``[rows, d_ff]`` that shall not move (or that :meth:`solve` is then asked to move)."""
@@ -188,7 +197,7 @@ class System:
     def _by_columns(self, keys: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         assert self._rows is not None
         rows = torch.cat([keys, *self._rows])
-        factor = self._prior.factor(self._layer)
+        factor = self._prior.factor(self._layer, self._facts)
         # With all columns U: A^-1 U = P^-1 U (I + U^T P^-1 U)^-1, of which the first are the keys'.
         whitened = torch.linalg.solve_triangular(factor, rows.T, upper=False)
         gram = whitened.T @ whitened

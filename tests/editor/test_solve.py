@@ -97,3 +97,12 @@ def test_a_singular_covariance_is_an_error(columns: int) -> None:
     system = System(prior(torch.zeros(WIDTH, WIDTH, dtype=torch.float64), shrinkage=0.0), 0, columns)
     with pytest.raises(NumericalFailure, match="covariance_tokens"):
         system.solve(torch.randn(2, WIDTH, dtype=torch.float64), torch.randn(2, OUT, dtype=torch.float64))
+
+
+def test_many_facts_meet_more_resistance() -> None:
+    crowded = prior(covariance(), crowding=0.5)
+    assert [crowded.weight(facts) for facts in (1, 100, 400)] == [7.0, 7.0, 14.0]
+    assert prior(covariance()).weight(400) == 7.0
+    few, many = torch.linalg.norm(crowded.moment(0, 100)), torch.linalg.norm(crowded.moment(0, 400))
+    assert torch.allclose(many, 2 * few)
+    assert torch.allclose(crowded.factor(0, 400) @ crowded.factor(0, 400).T, crowded.moment(0, 400))
