@@ -57,7 +57,12 @@ def rollback(runtime: Runtime, version_id: int | None) -> int:
         edits = ledger.ledger_edits(session, target.id)
         dropped = {edit.change_id for edit in ledger.ledger_edits(session, present.id)}
         dropped -= {edit.change_id for edit in edits}
-        undone = list(session.exec(select(Change).where(col(Change.id).in_(dropped))))
+        # A change that a later one has overtaken (a withdrawal, where this rolls forward) is not what is undone.
+        undone = [
+            change
+            for change in session.exec(select(Change).where(col(Change.id).in_(dropped)))
+            if newest_change(session, change.qid, change.pid) is change
+        ]
         undone += _withdrawals_of(session, edits)
         why = f"rolled back from version {present.id} by an operator"
         accept(session, target, why)
