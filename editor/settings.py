@@ -33,8 +33,8 @@ class MemitSettings(BaseModel):
         precision: of the blocks above the edited ones while value vectors are optimised: the ``model``'s own,
             ``bfloat16``, or ``auto``: bfloat16 for a float32 model where the hardware multiplies it faster.
         covariance_weight: lambda, how strongly ordinary text resists the update.
-        crowding: beyond a hundred facts solved together lambda grows with ``(facts / 100) ** crowding``, since what they
-            cost ordinary text adds up (0: not, as published).
+        crowding: beyond a hundred facts solved together lambda grows with ``(facts / 100) ** crowding``, since what
+            they cost ordinary text adds up (0: not, as published).
         shrinkage: share of the covariance that a multiple of the identity with the same trace takes over, since few
             tokens estimate it badly (Ledoit and Wolf 2004; 0: none, as published).
         passes: how often the residual is spread over the layers (1: as published).
