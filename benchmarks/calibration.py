@@ -3,7 +3,8 @@
 usage: calibration.py [--sweep] [--facts N] [--data DIRECTORY] [--json]
 
 The facts are static Wikidata facts (stable_facts.jsonl.gz) in the catalogue's wordings; most of them the model does not
-know, and those are not used. With --sweep all last layers up to 60 % of the depth and nine strengths are tried as well.
+know, and those are not used. With --sweep windows of one to ten layers up to 60 % of the depth and nine strengths are
+tried as well.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from measures import SHARED, WORK, base_model
 
-from editor import KnownFact, TextSource, calibrate
-from editor.calibration import RECOMMENDED, Trial, _Search
+from editor import KnownFact, LanguageModel, TextSource, ValueCache, calibrate, prepare
+from editor.calibration import RECOMMENDED, window
+from editor.trials import Trial, Trials, checked_settings, choose_task
 from sources import load_catalogue
 
 
@@ -47,15 +49,26 @@ def main() -> None:
     for trial in sorted(found.trials, key=lambda trial: -trial.score):
         print(_row(trial), file=stream)
     result: dict[str, Any] = {"seconds": round(time.perf_counter() - started), "trials": len(found.trials)}
-    result |= {"found": _row(found.best)}
+    result |= {"found": _row(found.chosen)}
     if arguments.sweep:
-        search = _Search(model, facts, text, WORK / "preparation", dict(RECOMMENDED), lambda *_: None)
-        for top in range(2, search._tops[-1] + 1):
-            for power in range(4, 13):
-                search._try(top, 10 ** (power / 3))
-                print(_row(list(search._trials.values())[-1]), file=stream, flush=True)
-        result |= {"optimum": _row(search._best), "difference": search._best.score - found.best.score}
+        optimum = max((_swept(model, facts, text, stream)), key=lambda trial: trial.score)
+        result |= {"optimum": _row(optimum), "difference": round(optimum.score - found.chosen.score, 4)}
     print(json.dumps(result), file=sys.stdout)
+
+
+def _swept(model: LanguageModel, facts: list[KnownFact], text: TextSource, stream: TextIO) -> list[Trial]:
+    """Every third last layer, windows of one to ten layers, strengths over four decades."""
+    tops = range(2, round(0.6 * model.depth), 3)
+    shared = dict(RECOMMENDED)
+    preparation = prepare(model, checked_settings(model, shared, tuple(range(tops[-1] + 1)), 1.0), text, WORK)
+    attempt = Trials(model, choose_task(model, facts), shared, preparation, ValueCache(WORK / "preparation" / "values"))
+    trials = []
+    for top in tops:
+        for width in (1, 3, 5, 10):
+            for power in range(2, 11):
+                trials.append(attempt(window(top, width), 10 ** (power / 2)))
+                print(_row(trials[-1]), file=stream, flush=True)
+    return trials
 
 
 def _facts(data: Path, wanted: int) -> list[KnownFact]:
@@ -66,8 +79,12 @@ def _facts(data: Path, wanted: int) -> list[KnownFact]:
             row = json.loads(line)
             relation = catalogue.get(row["pid"])
             if relation is not None:
-                wordings = (*relation.variants, *relation.paraphrases)
-                facts.append(KnownFact(relation.pid, relation.prompt, row["subject"], row["object"], wordings))
+                facts.append(
+                    KnownFact(
+                        relation.pid, relation.prompt, row["subject"], row["object"], relation.paraphrases,
+                        relation.variants,
+                    )
+                )  # fmt: skip
     return facts[:: max(1, len(facts) // wanted)]
 
 

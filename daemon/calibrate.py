@@ -13,7 +13,7 @@ from sqlmodel import col, select
 from daemon.errors import ConfigInvalid
 from daemon.protection import protects
 from daemon.runtime import BASE_VERSION
-from editor import Calibration, KnownFact
+from editor import Calibration, KnownFact, RequestInvalid
 from editor import calibrate as find
 from store.ledger import get_version
 from store.tables import Fact
@@ -36,6 +36,7 @@ class _Line(BaseModel):
     subject: str
     answer: str
     paraphrases: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
 
 
 def calibrate(runtime: Runtime, facts: Path | None) -> Calibration:
@@ -56,7 +57,10 @@ def calibrate(runtime: Runtime, facts: Path | None) -> Calibration:
     chosen = runtime.settings.edit.overrides()
     for found in ("layers", "covariance_weight"):
         chosen.pop(found, None)
-    return find(runtime.model(base), given, runtime.settings.edit.text, directory, chosen, runtime.progress)
+    edit = runtime.settings.edit
+    return find(
+        runtime.model(base), given, edit.text, directory, chosen, terminator=edit.terminator, progress=runtime.progress
+    )
 
 
 def recorded_facts(runtime: Runtime) -> list[KnownFact]:
@@ -80,7 +84,8 @@ def recorded_facts(runtime: Runtime) -> list[KnownFact]:
             runtime.relations[fact.pid].prompt,
             fact.subject_label,
             fact.values[0]["label"],
-            tuple(runtime.relations[fact.pid].paraphrases),
+            runtime.relations[fact.pid].paraphrases,
+            runtime.relations[fact.pid].variants,
         )
         for fact in facts[:MOST_FACTS]
     ]
@@ -101,15 +106,13 @@ def read_facts(file: Path) -> list[KnownFact]:
         if not line.strip():
             continue
         try:
-            fact = _Line.model_validate_json(line)
+            facts.append(KnownFact(**_Line.model_validate_json(line).model_dump()))
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"]) or "line"
             raise ConfigInvalid(f"{file}, line {number}: {where}: {problem['msg']}") from None
-        for wording in (fact.prompt, *fact.paraphrases):
-            if wording.count("{}") != 1:
-                raise ConfigInvalid(f"{file}, line {number}: {wording!r} needs exactly one {{}} for the subject")
-        facts.append(KnownFact(**fact.model_dump()))
+        except RequestInvalid as error:
+            raise ConfigInvalid(f"{file}, line {number}: {error}") from None
     return facts
 
 
@@ -127,7 +130,7 @@ def check_output(file: Path, *, force: bool) -> None:
 
 def write_settings(file: Path, found: Calibration) -> None:
     """A settings file for ``edit.settings``, whole or not at all."""
-    best = found.best
+    best = found.chosen
     lines = [
         '# MEMIT settings found by `factsyncd calibrate`; use it with [edit] settings = "this file".',
         f"# shares in {len(found.trials)} trials: efficacy {best.efficacy:.3f}, paraphrase {best.paraphrase:.3f},",

@@ -110,6 +110,7 @@ class EditSection(Section):
     crowding: float | None = None
     shrinkage: float | None = None
     passes: int | None = None
+    reinforcements: int | None = None
     suffix_weight: float | None = None
     protect_weight: float | None = None
     precision: str | None = None

@@ -1,7 +1,7 @@
 """Mass editing of facts in any supported causal language model; knows nothing of sources, databases or schedules."""
 
 from editor.base import write_base
-from editor.calibration import Calibration, KnownFact, calibrate
+from editor.calibration import Calibration, calibrate
 from editor.checkpoint import write_version
 from editor.errors import (
     CovarianceTooSmall,
@@ -22,6 +22,7 @@ from editor.probing import Score, greedy_answers, is_answer, natural_stop, perpl
 from editor.progress import Progress, silent
 from editor.requests import EditRequest, check_request, fill
 from editor.settings import MemitSettings, settings_for
+from editor.trials import KnownFact
 from editor.value_cache import ValueCache
 
 __all__ = [

@@ -10,6 +10,9 @@ the term the update also moves the tokens after it, and a target of several toke
 docs/architecture.md). Protected texts add ``K_p K_p^T`` in the same way, and ``shrinkage`` moves C towards the
 identity. Without any of them it is MEMIT as published.
 
+After the passes, ``reinforcements`` move those facts further that greedy decoding does not give yet: a few hard facts
+then do not set the strength for all.
+
 Batches are written one after another; the keys of earlier ones then stay in the system, so that a later batch leaves
 them where they are (ENCORE, Gupta et al. 2025; AlphaEdit).
 """
@@ -25,8 +28,9 @@ from torch import Tensor
 
 from editor.covariance import KeyRecorder
 from editor.packing import Packing, Segment
+from editor.probing import scores
 from editor.progress import Progress, silent
-from editor.requests import EditRequest, TokenRow, rewrite_rows
+from editor.requests import EditRequest, TokenRow, fill, rewrite_rows
 from editor.solve import Factors, Prior, System
 from editor.stack import Stack, token_ids
 
@@ -37,6 +41,8 @@ if TYPE_CHECKING:
     from editor.settings import MemitSettings
 
 TOKENS_AT_ONCE = 4096
+LONGER, HEAVIER = 0.1, 3.0
+"""How a reinforcement changes a fact's aim and weight; chosen by docs/benchmarks.md."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +89,16 @@ class _Work:
     others: list[_Texts]
     other_counts: Tensor  # [facts] how many texts beside the bare one
     plain: list[_Texts]
-    values: Tensor
+    aims: Tensor  # [facts, d] what the output of block L shall become
     columns: int = field(init=False)
+    moved: Tensor = field(init=False)  # [facts] those that a pass moves; the keys of the others stay where they are
+    strength: Tensor = field(init=False)  # [facts] weight in the least squares
 
     def __post_init__(self) -> None:
-        self.columns = len(self.values) + sum(len(texts.elsewhere) for texts in [*self.bare, *self.plain])
+        device = self.other_counts.device
+        self.moved = torch.ones(len(self.aims), dtype=torch.bool, device=device)
+        self.strength = torch.ones(len(self.aims), dtype=torch.float64, device=device)
+        self.columns = len(self.aims) + sum(len(texts.elsewhere) for texts in [*self.bare, *self.plain])
 
     @property
     def texts(self) -> list[_Texts]:
@@ -134,23 +145,24 @@ class Insertion:
         """
         updates: dict[int, Tensor] = {}
         earlier: dict[int, list[Tensor]] = {layer: [] for layer in self._settings.layers}
-        load = 0.0
-        total = len(batches) * self._settings.passes
-        work = None
+        each = self._settings.passes + self._settings.reinforcements
+        load = unwritten = 0.0
         with self._restored():
             for number, batch in enumerate(batches):
                 work = self._work(batch, protected)
-                first = self._wanted(work)
-                for turn in range(self._settings.passes):
-                    # What one pass leaves of the residual, the next one spreads again.
-                    for texts in work.texts:
-                        texts.hidden = texts.start
+                first = self._missing(work)
+                for turn in range(each):
+                    if turn >= self._settings.passes and not self._strengthen(batch.requests, work, first):
+                        break
                     keys, loads = self._pass(work, updates, earlier)
-                    progress("insertion", number * self._settings.passes + turn + 1, total)
+                    # Facts that are pushed weigh more than they are.
+                    load = max(loads) if turn < self._settings.passes else load
+                    progress("insertion", number * each + turn + 1, len(batches) * each)
+                progress("insertion", (number + 1) * each, len(batches) * each)
                 for layer in self._settings.layers:
                     earlier[layer].append(keys[layer])
-                load = max(loads)
-            unwritten = float(self._wanted(work).norm() / first.norm().clamp(min=1e-30)) if work else 0.0
+                work.aims = batch.values
+                unwritten = float(self._missing(work).norm() / first.norm().clamp(min=1e-30))
         return {layer: update.float().cpu() for layer, update in updates.items()}, Fit(load, unwritten)
 
     @contextlib.contextmanager
@@ -163,20 +175,37 @@ class Insertion:
             for layer, weight in saved.items():
                 self._weight(layer).copy_(weight)
 
+    def _strengthen(self, requests: Sequence[EditRequest], work: _Work, first: Tensor) -> bool:
+        """Whether there are facts that the model does not give yet; only they are moved from now on.
+
+        What they are moved by grows by :data:`LONGER` of the first wanted change ``[facts, d]``, and their weight in
+        the least squares by the factor :data:`HEAVIER`.
+        """
+        asked = [(fill(request.prompt, request.subject), request.target) for request in requests]
+        given = torch.tensor([score.greedy for score in scores(self._lm, asked)], device=self._lm.device)
+        work.moved = ~given
+        work.aims = torch.where(given.unsqueeze(1), work.aims, work.aims.to(first) + LONGER * first)
+        work.strength = torch.where(given, 1.0, work.strength * HEAVIER)
+        return not bool(given.all())
+
     def _pass(
         self, work: _Work, updates: dict[int, Tensor], earlier: Mapping[int, Sequence[Tensor]]
     ) -> tuple[dict[int, Tensor], list[float]]:
         """Go through the layers once, adding to the weights and to ``updates``; keys and loads per layer."""
         layers = self._settings.layers
         all_keys, loads = {}, []
+        # What one pass leaves of the residual, the next one spreads again.
+        for texts in work.texts:
+            texts.hidden = texts.start
         for index, layer in enumerate(layers):
             before = earlier[layer]
-            system = System(self._prior, layer, work.columns + sum(map(len, before)), len(work.values))
+            system = System(self._prior, layer, work.columns + sum(map(len, before)), len(work.aims))
             for keys in before:
                 system.add(keys)
             keys, present = self._read(work, layer, system)
-            residual = (work.values.to(present) - present) / (len(layers) - index)
-            update, leverage = system.solve(keys, residual)
+            residual = (work.aims.to(present) - present) / (len(layers) - index) * work.moved.unsqueeze(1)
+            scale = work.strength.sqrt().unsqueeze(1)
+            update, leverage = system.solve(keys * scale, residual * scale)
             all_keys[layer] = keys
             loads.append(float(leverage.sum()) / self._prior.width(layer))
             updates[layer] = updates[layer] + update if layer in updates else update
@@ -220,11 +249,11 @@ class Insertion:
             hidden = self._blocks(following, top)(hidden, texts.packing)
         return hidden[texts.subject].double()
 
-    def _wanted(self, work: _Work) -> Tensor:
-        """What is missing to the value vectors now: ``[facts, d]``."""
+    def _missing(self, work: _Work) -> Tensor:
+        """What is missing to the aims now: ``[facts, d]``."""
         first = self._settings.layers[0]
         present = torch.cat([self._to_top(texts, texts.start, first) for texts in work.bare])
-        return work.values.to(present) - present
+        return work.aims.to(present) - present
 
     @staticmethod
     def _resist(system: System, texts: _Texts, keys: Tensor) -> None:

@@ -38,6 +38,8 @@ class MemitSettings(BaseModel):
         shrinkage: share of the covariance that a multiple of the identity with the same trace takes over, since few
             tokens estimate it badly (Ledoit and Wolf 2004; 0: none, as published).
         passes: how often the residual is spread over the layers (1: as published).
+        reinforcements: how often facts that the edited model still does not give are then pushed further, and no other
+            (0: never, as published).
         suffix_weight: mu, how strongly the other tokens of the edited prompts resist it (0: as published).
         protect_weight: how strongly each token of a protected text resists it (no effect without such texts).
         strategy: how a ledger becomes weights: all live facts in one solve from the pristine base (``ledger``), batch
@@ -68,6 +70,7 @@ class MemitSettings(BaseModel):
     crowding: float = Field(0.0, ge=0)
     shrinkage: float = Field(0.0, ge=0, lt=1)
     passes: int = Field(1, ge=1)
+    reinforcements: int = Field(0, ge=0)
     suffix_weight: float = Field(0.0, ge=0)
     protect_weight: float = Field(1.0, ge=0)
     strategy: Literal["ledger", "sequential", "null_space"] = "ledger"

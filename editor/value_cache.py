@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from editor.settings import MemitSettings
 
 NOT_IN_VALUES = {
-    "layers", "covariance_weight", "covariance_tokens", "shrinkage", "passes", "suffix_weight", "protect_weight",
-    "strategy", "null_space", "ridge", "crowding",
+    "layers", "covariance_weight", "covariance_tokens", "shrinkage", "passes", "reinforcements", "suffix_weight",
+    "protect_weight", "strategy", "null_space", "ridge", "crowding",
 }  # fmt: skip
 """Settings that do not change a value vector; of the layers only the last one does."""
 

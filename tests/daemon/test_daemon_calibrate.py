@@ -12,7 +12,7 @@ from daemon.cli import app
 from daemon.config import load_settings
 from daemon.errors import ConfigInvalid
 from editor import Calibration, KnownFact, MemitSettings
-from editor.calibration import Trial
+from editor.trials import Trial
 
 FOUND = Calibration(
     MemitSettings(layers=(3, 4, 5), covariance_weight=562.0, clamp=0.6),
@@ -37,8 +37,14 @@ def test_facts_are_read_line_by_line(tmp_path: Path) -> None:
     [
         ("not json", "line 2: line: Invalid JSON"),
         ('{"relation": "P36", "prompt": "The capital of {} is", "subject": "Peru"}', "line 2: answer: Field required"),
-        ('{"relation": "r", "prompt": "no place", "subject": "s", "answer": "a"}', "line 2: 'no place' needs exactly"),
-        ('{"relation": "r", "prompt": "{}", "subject": "s", "answer": "a", "paraphrases": ["{}{}"]}', "line 2: '{}{}'"),
+        (
+            '{"relation": "r", "prompt": "no place", "subject": "s", "answer": "a"}',
+            "line 2: prompt 'no place': needs exactly",
+        ),
+        (
+            '{"relation": "r", "prompt": "{}", "subject": "s", "answer": "a", "paraphrases": ["{}{}"]}',
+            "line 2: prompt '{}{}': needs",
+        ),
         ('{"relation": "r", "prompt": "{}", "subject": "s", "answer": "a", "sbject": "s"}', "line 2: sbject: Extra"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from knowing_model import knowing_model
 from tiny_models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 from editor import LanguageModel
@@ -18,3 +19,9 @@ def tiny(request: pytest.FixtureRequest) -> LanguageModel:
     model = BUILDERS[request.param](seed=3, dtype=torch.float64)
     model.eval().requires_grad_(requires_grad=False)
     return LanguageModel(model, tiny_tokenizer(), architecture_of(model), f"tiny-{request.param}")
+
+
+@pytest.fixture(scope="session")
+def trained() -> LanguageModel:
+    """A tiny Llama that knows its facts."""
+    return knowing_model()
