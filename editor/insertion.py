@@ -26,13 +26,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from editor.covariance import KeyRecorder
-from editor.packing import Packing, Segment
+from editor.edit_texts import EditTextReader, EditTexts, Line
 from editor.probing import scores
 from editor.progress import Progress, silent
 from editor.requests import EditRequest, TokenRow, fill, rewrite_rows
 from editor.solve import Factors, Prior, System
-from editor.stack import Stack, token_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
     from editor.language_model import LanguageModel
     from editor.settings import MemitSettings
 
-TOKENS_AT_ONCE = 4096
 LONGER, HEAVIER = 0.1, 3.0
 """How a reinforcement changes a fact's aim and weight; chosen by docs/benchmarks.md."""
 
@@ -67,28 +64,13 @@ class Fit:
 
 
 @dataclass
-class _Texts:
-    """Packed texts on their way through the blocks.
-
-    ``hidden`` [size, d] enters the next block to run.
-    """
-
-    packing: Packing
-    start: Tensor  # [size, d] enters the first edited block
-    subject: Tensor  # [rows] the subject's last token of each text; none in a text without a subject
-    elsewhere: Tensor  # the tokens that resist the update
-    weight: float  # how strongly they do
-    hidden: Tensor
-
-
-@dataclass
 class _Work:
     """The texts of one batch."""
 
-    bare: list[_Texts]
-    others: list[_Texts]
+    bare: list[EditTexts]
+    others: list[EditTexts]
     other_counts: Tensor  # [facts] how many texts beside the bare one
-    plain: list[_Texts]
+    plain: list[EditTexts]
     aims: Tensor  # [facts, d] what the output of block L shall become
     columns: int = field(init=False)
     moved: Tensor = field(init=False)  # [facts] those that a pass moves; the keys of the others stay where they are
@@ -101,7 +83,7 @@ class _Work:
         self.columns = len(self.aims) + sum(len(texts.elsewhere) for texts in [*self.bare, *self.plain])
 
     @property
-    def texts(self) -> list[_Texts]:
+    def texts(self) -> list[EditTexts]:
         return [*self.bare, *self.others, *self.plain]
 
 
@@ -127,6 +109,8 @@ class Insertion:
         self._lm = language_model
         self._settings = settings
         self._contexts = tuple(contexts)
+        self._top = settings.layers[-1]
+        self._packed = EditTextReader(language_model, contexts, settings.layers[0])
         self._prior = Prior(covariance, settings, factors or Factors(), language_model.device)
 
     @torch.no_grad()
@@ -196,7 +180,7 @@ class Insertion:
         all_keys, loads = {}, []
         # What one pass leaves of the residual, the next one spreads again.
         for texts in work.texts:
-            texts.hidden = texts.start
+            texts.rewind()
         for index, layer in enumerate(layers):
             before = earlier[layer]
             system = System(self._prior, layer, work.columns + sum(map(len, before)), len(work.aims))
@@ -212,20 +196,20 @@ class Insertion:
             self._write(layer, update)
             if index + 1 < len(layers):
                 for texts in work.texts:
-                    texts.hidden = self._blocks(layer, layers[index + 1])(texts.hidden, texts.packing)
+                    texts.advance(layer, layers[index + 1])
         return all_keys, loads
 
     def _read(self, work: _Work, layer: int, system: System) -> tuple[Tensor, Tensor]:
         """Keys ``[facts, d_ff]`` and outputs of block L ``[facts, d]``, with the weights as they are now."""
         bare, present = [], []
         for texts in work.bare:
-            out, keys = self._run(texts, layer)
+            out, keys = texts.keys(layer)
             bare.append(keys[texts.subject])
-            present.append(self._to_top(texts, out, layer + 1))
+            present.append(texts.subjects_at(self._top, out, layer + 1))
             self._resist(system, texts, keys)
         for texts in work.plain:
-            self._resist(system, texts, self._run(texts, layer)[1])
-        others = [self._run(texts, layer)[1][texts.subject] for texts in work.others]
+            self._resist(system, texts, texts.keys(layer)[1])
+        others = [texts.keys(layer)[1][texts.subject] for texts in work.others]
         return self._keys(torch.cat(bare), others, work.other_counts), torch.cat(present)
 
     def _keys(self, bare: Tensor, others: Sequence[Tensor], counts: Tensor) -> Tensor:
@@ -236,27 +220,14 @@ class Insertion:
         mean = torch.segment_reduce(torch.cat(list(others)).double(), "mean", lengths=counts, initial=0.0)
         return torch.where(counts.unsqueeze(1) > 0, (bare + mean) / 2, bare)
 
-    def _run(self, texts: _Texts, layer: int) -> tuple[Tensor, Tensor]:
-        """Output ``[size, d]`` of one edited block, and what enters its down projection ``[size, d_ff]``."""
-        with KeyRecorder(self._lm, [layer]) as recorder:
-            out = self._blocks(layer, layer + 1)(texts.hidden, texts.packing)
-        return out, recorder.recorded[layer]
-
-    def _to_top(self, texts: _Texts, hidden: Tensor, following: int) -> Tensor:
-        """Output of block L at the subject's last token, from what enters the block ``following``: ``[rows, d]``."""
-        top = self._settings.layers[-1] + 1
-        if following < top:
-            hidden = self._blocks(following, top)(hidden, texts.packing)
-        return hidden[texts.subject].double()
-
     def _missing(self, work: _Work) -> Tensor:
         """What is missing to the aims now: ``[facts, d]``."""
         first = self._settings.layers[0]
-        present = torch.cat([self._to_top(texts, texts.start, first) for texts in work.bare])
+        present = torch.cat([texts.subjects_at(self._top, first=first) for texts in work.bare])
         return work.aims.to(present) - present
 
     @staticmethod
-    def _resist(system: System, texts: _Texts, keys: Tensor) -> None:
+    def _resist(system: System, texts: EditTexts, keys: Tensor) -> None:
         if len(texts.elsewhere):
             system.add(keys[texts.elsewhere], texts.weight)
 
@@ -267,9 +238,6 @@ class Insertion:
     def _weight(self, layer: int) -> Tensor:
         return self._lm.architecture.down_projection_of(self._lm.model, layer).get_parameter("weight")
 
-    def _blocks(self, first: int, last: int) -> Stack:
-        return Stack(self._lm.model, self._lm.architecture, first, last, from_tokens=False)
-
     def _work(self, batch: Batch, protected: Sequence[str]) -> _Work:
         """All texts of a batch."""
         weight = self._settings.suffix_weight
@@ -277,46 +245,25 @@ class Insertion:
         for request in batch.requests:
             first, *rest = rewrite_rows(self._lm.tokenizer, self._contexts, request)
             # The last target token is only predicted.
-            bare.append(TokenRow(first.ids[:-1], first.subject, first.target) if weight else _cut(first))
-            others += [_cut(row) for row in rest]
+            bare.append(Line(TokenRow(first.ids[:-1], first.subject, first.target) if weight else _cut(first)))
+            # Contexts come first, then variants, which stand bare.
+            others += [
+                Line(_cut(row), place if place < len(self._contexts) else 0) for place, row in enumerate(rest, 1)
+            ]
             counts.append(len(rest))
         plain = self._plain(protected) if self._settings.protect_weight else []
         return _Work(
-            self._texts(bare, weight),
-            self._texts(others, 0.0),
+            self._packed(bare, weight),
+            self._packed(others, 0.0),
             torch.tensor(counts, device=self._lm.device),
-            self._texts(plain, self._settings.protect_weight),
+            self._packed(plain, self._settings.protect_weight),
             batch.values,
         )
 
-    def _plain(self, texts: Sequence[str]) -> list[TokenRow]:
+    def _plain(self, texts: Sequence[str]) -> list[Line]:
         """Texts without a subject."""
         encoded = [tuple(self._lm.tokenizer(text)["input_ids"]) for text in texts]
-        return [TokenRow(ids, subject=-1, target=len(ids)) for ids in encoded if ids]
-
-    def _texts(self, rows: Sequence[TokenRow], weight: float) -> list[_Texts]:
-        """Rows in order, in packings of about :data:`TOKENS_AT_ONCE`."""
-        chunks: list[list[TokenRow]] = []
-        tokens = 0
-        for row in rows:
-            tokens += len(row.ids)
-            if not chunks or tokens > TOKENS_AT_ONCE:
-                chunks.append([])
-                tokens = len(row.ids)
-            chunks[-1].append(row)
-        return [self._start(chunk, weight) for chunk in chunks]
-
-    def _start(self, rows: Sequence[TokenRow], weight: float) -> _Texts:
-        """Hidden states entering the first edited block."""
-        device = self._lm.device
-        packing = Packing([Segment(len(row.ids)) for row in rows], device)
-        ids = token_ids([row.ids for row in rows], packing, device)
-        subjects = [start + row.subject for row, start in zip(rows, packing.starts, strict=True) if row.subject >= 0]
-        rest = sorted(set(range(packing.tokens)) - set(subjects)) if weight else []
-        stack = Stack(self._lm.model, self._lm.architecture, 0, self._settings.layers[0], from_tokens=True)
-        hidden = stack(ids, packing)
-        subject, elsewhere = (torch.tensor(at, dtype=torch.long, device=device) for at in (subjects, rest))
-        return _Texts(packing, hidden, subject, elsewhere, weight, hidden)
+        return [Line(TokenRow(ids, subject=-1, target=len(ids))) for ids in encoded if ids]
 
 
 def _cut(row: TokenRow) -> TokenRow:

@@ -59,6 +59,12 @@ def fill(template: str, value: str) -> str:
     return before + value + after
 
 
+def common_beginning(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the longest common beginning."""
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
 def rewrite_rows(tokenizer: PreTrainedTokenizerFast, contexts: Sequence[str], request: EditRequest) -> list[TokenRow]:
     """A fact's texts as tokens: the prompt in each context (first bare), then the variants, each with the target.
 

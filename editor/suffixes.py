@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from editor.packing import Packing, Segment
-from editor.requests import EditRequest, TokenRow, essence_row, rewrite_rows
+from editor.requests import EditRequest, TokenRow, common_beginning, essence_row, rewrite_rows
 from editor.stack import KeyValues, Prefix, Stack, token_ids
 
 if TYPE_CHECKING:
@@ -111,13 +111,13 @@ class SuffixReader:
         for index, request in unit:
             for place, tokens in enumerate(rewrite_rows(self._lm.tokenizer, self._contexts, request)):
                 context = place if place < len(self._contexts) else 0
-                shared = _common(self._context_ids[context], tokens.ids[: tokens.subject])
+                shared = common_beginning(self._context_ids[context], tokens.ids[: tokens.subject])
                 # The last target token is only predicted, never read.
                 rows.append(_Row(number, index, place, tokens, context, shared, len(tokens.ids) - 1))
         # One KL for the subject. It is taken at the subject's last token, so nothing after it matters.
         index, request = unit[0]
         tokens = essence_row(self._lm.tokenizer, request.subject)
-        shared = _common(self._context_ids[0], tokens.ids[: tokens.subject])
+        shared = common_beginning(self._context_ids[0], tokens.ids[: tokens.subject])
         return [*rows, _Row(number, index, -1, tokens, 0, shared, tokens.subject + 1)]
 
     def _store(self, rows: Sequence[_Row]) -> tuple[KeyValues, list[tuple[int, ...]]]:
@@ -149,9 +149,3 @@ class SuffixReader:
             prefix = Prefix(store, packing, self._upper.first, self._upper.last)
             self._upper(hidden.to(self._upper_dtype), packing, prefix, store)
         return places, end
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the longest common beginning."""
-    pairs = zip(first, second, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
