@@ -24,8 +24,9 @@ import torch
 from editor.errors import SettingsInvalid
 from editor.insertion import Batch, Insertion
 from editor.preparation import prepare
-from editor.probing import perplexity, scores
+from editor.probing import scores
 from editor.progress import Progress, silent
+from editor.reading import perplexity
 from editor.requests import EditRequest, fill
 from editor.settings import MemitSettings
 from editor.values import ValueOptimiser

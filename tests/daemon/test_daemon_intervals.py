@@ -123,15 +123,17 @@ def test_enough_is_about_enough() -> None:
 # score intervals stay near it also where discordant pairs are rare.
 
 
-@pytest.mark.parametrize(("gain", "loss", "n"), [(0.02, 0.05, 200), (0.01, 0.06, 100), (0.05, 0.1, 60), (0.0, 0.05, 60)])
+@pytest.mark.parametrize(
+    ("gain", "loss", "n"), [(0.02, 0.05, 200), (0.01, 0.06, 100), (0.05, 0.1, 60), (0.0, 0.05, 60)]
+)
 def test_a_difference_lies_below_its_lower_bound_in_about_one_of_twenty(gain: float, loss: float, n: int) -> None:
     chance = np.random.default_rng(5)
     drawn = chance.multinomial(n, [gain, loss, 1 - gain - loss], size=1500)
     kinds, times = np.unique(drawn, axis=0, return_counts=True)
     missed = sum(
         count
-        for (g, l, s), count in zip(kinds.tolist(), times.tolist(), strict=True)
-        if paired_difference([1] * g + [-1] * l + [0] * s, 0.95).low > gain - loss
+        for (more, less, same), count in zip(kinds.tolist(), times.tolist(), strict=True)
+        if paired_difference([1] * more + [-1] * less + [0] * same, 0.95).low > gain - loss
     )
     assert missed / 1500 < 0.075
 
