@@ -195,7 +195,7 @@ def _retention(
     detail = f"retention {now:.1%} of {len(kept)} former edits against {then:.1%} (promoted), allowed drop {limit:.1%}"
     if lost:
         detail += f" (lost: {_names(lost)})"
-    return Comparison("retention", "promoted", now, then, limit, len(kept), verdict, detail)
+    return Comparison("retention", "promoted", now, then, limit, len(kept), verdict, detail, then - now)
 
 
 def _floor(measure: str, shares: Mapping[Slot, float], settings: GateSection) -> Comparison:
