@@ -126,6 +126,12 @@ def compare(candidate: Measurement, references: Mapping[str, Measurement], setti
     return [*comparisons, *_divergence(candidate, settings)]
 
 
+def least_facts(measure: str, settings: GateSection) -> int:
+    """The fewest facts that can prove a measure's drop to be within its margin."""
+    margin: float = getattr(settings, f"{measure}_max_drop")
+    return max(least_for_margin(margin, settings.confidence), settings.minimum_probes)
+
+
 def capacity(load: float, unwritten: float, warning: float) -> Comparison:
     """How full the edited layers are. It never decides: whether edits hold is what the probes measure.
 
@@ -234,7 +240,7 @@ def _drop(
         return Comparison(measure, against, None, None, margin, n, Verdict.PASS, detail)
     if n == 0 and measure in OPTIONAL:
         return Comparison(measure, against, None, None, margin, 0, Verdict.PASS, f"{measure}: no fact to probe")
-    least = max(least_for_margin(margin, settings.confidence), settings.minimum_probes)
+    least = least_facts(measure, settings)
     if n == 0:
         verdict, needed, why = _judge(0.0, Interval(-1.0, 1.0), margin, 0, least)
         return Comparison(measure, against, None, None, margin, 0, verdict, f"{measure}{why}", needed=needed)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlmodel import select
 
 from daemon.errors import ConfigInvalid
+from daemon.gate import least_facts
 from daemon.probes import Kind, Probe, answer, edit_probes, own_words, shuffled
 from daemon.protection import protects
 from editor import LanguageModel, fill
@@ -82,12 +83,13 @@ def choose(runtime: Runtime, candidate: Version, base_model: LanguageModel, text
         present = promoted(session)
         former = set() if present is None else {key(edit) for edit in ledger_edits(session, present.id)}
         pool = stable_probes(session, edits, runtime.relations, settings)
+        distant = distant_neighbours(session, edits, runtime.relations)
         retracted = retracted_edits(session, candidate.id)[: settings.reversal_probes]
         openings = _openings(session, edits, settings)
     probes = [
         *edit_probes(edits, former, runtime.relation, settings),
         *_reversals(runtime, base_model, retracted),
-        *known_to_base(runtime, base_model, pool),
+        *_known_pool(runtime, base_model, pool, distant),
         *(probe for file in settings.tasks for probe in read_tasks(file)),
     ]
     return Chosen(tuple(probes), openings, tuple(tuple(window) for window in text))
@@ -108,14 +110,8 @@ def stable_probes(
     session: Session, edits: Sequence[Edit], relations: Mapping[str, Relation], settings: GateSection
 ) -> list[Probe]:
     """What an edit must leave alone, to choose from in a fixed order: facts without an edit that do not protect."""
-    edited = {(edit.qid, edit.pid) for edit in edits}
     subjects = {edit.qid for edit in edits}
-    facts = [
-        fact for fact in session.exec(select(Fact))
-        if fact.pid in relations and len(fact.values) == 1
-        and (fact.qid, fact.pid) not in edited and not protects(fact.qid)
-    ]  # fmt: skip
-    facts = shuffled(facts, "stable", key=lambda fact: f"{fact.qid} {fact.pid}")
+    facts = _unedited(session, edits, relations)
     answered = [
         Probe(
             Kind.SAME_SUBJECT if fact.qid in subjects else Kind.CONTROL, fact.qid, fact.pid, _ask(relations, fact),
@@ -129,6 +125,36 @@ def stable_probes(
         if fact.qid not in subjects:
             by_property.setdefault(fact.pid, []).append(fact)
     return [*_neighbours(edits, by_property, relations, settings), *answered]
+
+
+def distant_neighbours(session: Session, edits: Sequence[Edit], relations: Mapping[str, Relation]) -> list[Probe]:
+    """Facts of other relations against the values written, for where the edited relations have too few subjects.
+
+    They do not tell how neighbours fare as well as near ones do, but what an edit says everywhere they notice.
+    """
+    subjects, properties = {edit.qid for edit in edits}, {edit.pid for edit in edits}
+    others = [
+        fact for fact in _unedited(session, edits, relations)
+        if fact.qid not in subjects and fact.pid not in properties
+    ]  # fmt: skip
+    pairs = [(fact, edits[number % len(edits)].target) for number, fact in enumerate(others)] if edits else []
+    return [_neighbour(relations, fact, target) for fact, target in pairs if fact.values[0]["label"] != target]
+
+
+def _unedited(session: Session, edits: Sequence[Edit], relations: Mapping[str, Relation]) -> list[Fact]:
+    """Recorded facts with one value that are not edited and do not protect, in a fixed order."""
+    edited = {(edit.qid, edit.pid) for edit in edits}
+    facts = [
+        fact for fact in session.exec(select(Fact))
+        if fact.pid in relations and len(fact.values) == 1
+        and (fact.qid, fact.pid) not in edited and not protects(fact.qid)
+    ]  # fmt: skip
+    return shuffled(facts, "stable", key=lambda fact: f"{fact.qid} {fact.pid}")
+
+
+def _neighbour(relations: Mapping[str, Relation], fact: Fact, target: str) -> Probe:
+    prompt, value = _ask(relations, fact), fact.values[0]["label"]
+    return Probe(Kind.NEIGHBOURHOOD, fact.qid, fact.pid, prompt, value, rival=target, known_by=(prompt,))
 
 
 def _neighbours(
@@ -149,39 +175,42 @@ def _neighbours(
         near = shuffled(others, edit.qid, key=lambda fact: fact.qid)
         near.sort(key=lambda fact: fact.values[0]["label"] != edit.former)
         found += [
-            (
-                fact.values[0]["label"] != edit.former,
-                Probe(
-                    Kind.NEIGHBOURHOOD, fact.qid, fact.pid, _ask(relations, fact),
-                    fact.values[0]["label"], rival=edit.target, known_by=(_ask(relations, fact),),
-                ),
-            )
-            for fact in near[:each]
-        ]  # fmt: skip
+            (fact.values[0]["label"] != edit.former, _neighbour(relations, fact, edit.target)) for fact in near[:each]
+        ]
     found = shuffled(found, "neighbours", key=lambda each: f"{each[1].qid} {each[1].pid} {each[1].rival}")
     return [probe for _, probe in sorted(found, key=lambda each: each[0])]
 
 
-def known_to_base(runtime: Runtime, base_model: LanguageModel, pool: Sequence[Probe]) -> list[Probe]:
-    """The first stable probes that the base knows, up to each kind's number of facts: the rest it cannot lose."""
-    wanted = {
-        Kind.NEIGHBOURHOOD: runtime.settings.gate.neighbourhood_probes,
-        Kind.SAME_SUBJECT: runtime.settings.gate.same_subject_probes,
-        Kind.CONTROL: runtime.settings.gate.control_probes,
-    }
-    chosen: list[Probe] = []
-    for kind, limit in wanted.items():
-        known: list[Probe] = []
-        of_kind = [probe for probe in pool if probe.kind is kind]
-        for start in range(0, len(of_kind), limit):
-            known += knows(runtime, base_model, of_kind[start : start + limit])
-            facts = list(dict.fromkeys((probe.qid, probe.pid) for probe in known))
-            if len(facts) >= limit:
-                taken = set(facts[:limit])
-                known = [probe for probe in known if (probe.qid, probe.pid) in taken]
-                break
-        chosen += known
-    return chosen
+def _known_pool(
+    runtime: Runtime, base_model: LanguageModel, pool: Sequence[Probe], distant: Sequence[Probe]
+) -> list[Probe]:
+    """What the base knows of each kind: what it does not know cannot be lost."""
+    settings = runtime.settings.gate
+
+    def known(kind: Kind, limit: int) -> list[Probe]:
+        return first_known(runtime, base_model, [probe for probe in pool if probe.kind is kind], limit)
+
+    near = known(Kind.NEIGHBOURHOOD, settings.neighbourhood_probes)
+    lacking = least_facts("neighbourhood", settings) - len({(probe.qid, probe.pid) for probe in near})
+    return [
+        *near,
+        *first_known(runtime, base_model, distant, lacking),
+        *known(Kind.SAME_SUBJECT, settings.same_subject_probes),
+        *known(Kind.CONTROL, settings.control_probes),
+    ]
+
+
+def first_known(runtime: Runtime, base_model: LanguageModel, pool: Sequence[Probe], limit: int) -> list[Probe]:
+    """The first probes that the base knows, about at most ``limit`` facts."""
+    known: list[Probe] = []
+    facts: list[tuple[str, str]] = []
+    for start in range(0, len(pool), max(1, limit)):
+        if len(facts) >= limit:
+            break
+        known += knows(runtime, base_model, pool[start : start + limit])
+        facts = list(dict.fromkeys((probe.qid, probe.pid) for probe in known))
+    taken = set(facts[: max(0, limit)])
+    return [probe for probe in known if (probe.qid, probe.pid) in taken]
 
 
 def knows(runtime: Runtime, base_model: LanguageModel, probes: Sequence[Probe]) -> list[Probe]:

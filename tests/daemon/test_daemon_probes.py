@@ -14,7 +14,7 @@ from daemon import probe_sets
 from daemon.config import load_settings
 from daemon.errors import ConfigInvalid, ProbesOverlap
 from daemon.gate import Decision, decide
-from daemon.probe_sets import Chosen, freeze, knows, read_tasks, stable_probes
+from daemon.probe_sets import Chosen, distant_neighbours, freeze, knows, read_tasks, stable_probes
 from daemon.probes import Answers, Kind, Probe, edit_probes
 from daemon.promote import recorded_comparisons
 from daemon.protection import protects
@@ -82,6 +82,27 @@ def test_the_first_neighbours_have_the_value_that_the_edit_unlearns(runtime: Run
     with runtime.database.read() as session:
         probes = stable_probes(session, [edit], runtime.relations, runtime.settings.gate)
     assert [probe.qid for probe in probes if probe.kind is Kind.NEIGHBOURHOOD][0] == other  # noqa: RUF015
+
+
+@pytest.mark.parametrize("lacking", [0, 2])
+def test_where_a_relation_has_too_few_subjects_facts_of_other_relations_stand_in(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, lacking: int
+) -> None:
+    pulled(runtime)
+    edit = edit_of(PROBED)
+    with runtime.database.read() as session:
+        pool = stable_probes(session, [edit], runtime.relations, runtime.settings.gate)
+        distant = distant_neighbours(session, [edit], runtime.relations)
+    assert {(probe.kind, probe.pid, probe.rival) for probe in distant} == {(Kind.NEIGHBOURHOOD, "P36", "Nobody")}
+
+    def answered(_model: object, asked: list[Probe], *_: object) -> Answers:
+        return Answers([True] * len(asked), {})
+
+    monkeypatch.setattr(probe_sets, "answer", answered)
+    near = [probe for probe in pool if probe.kind is Kind.NEIGHBOURHOOD]
+    monkeypatch.setattr(probe_sets, "least_facts", lambda *_: len(near) + lacking)
+    known = probe_sets._known_pool(runtime, None, pool, distant)  # type: ignore[arg-type]
+    assert [probe for probe in known if probe.kind is Kind.NEIGHBOURHOOD] == near + distant[:lacking]
 
 
 def test_known_is_what_passes_every_wording(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
