@@ -153,14 +153,14 @@ class GateSection(Section):
     """Of each one-sided bound."""
     efficacy_min: Floor = 0.95
     paraphrase_min: Floor = 0.50
-    question_min: Floor = 0.25
+    question_min: Floor = 0.60
     reversal_min: Floor = 0.60
     retention_max_drop: Margin = 0.02
-    neighbourhood_max_drop: Margin = 0.05
+    neighbourhood_max_drop: Margin = 0.08
     same_subject_max_drop: Margin = 0.10
     control_max_drop: Margin = 0.05
     task_max_drop: Margin = 0.05
-    perplexity_max_rise: Margin = 0.03
+    perplexity_max_rise: Margin = 0.05
     divergence_max: Margin = 0.10
     fluency_max_drop: Margin = 0.10
     repetition_max_rise: Margin = 0.10

@@ -14,6 +14,7 @@ FOREST_WIDTH = 300.0
 FOREST_RANGE = (-0.5, 1.75)
 """Of the part of the allowance that is used: at 0 nothing is lost, at 1 the limit is reached."""
 TREND_WIDTH, TREND_HEIGHT, TREND_EDGE = 220.0, 90.0, 10.0
+WITH_FLOOR = ("efficacy", "paraphrase", "question")
 
 
 @dataclass(frozen=True)
@@ -116,36 +117,42 @@ def trend(measure: str, history: Sequence[Row]) -> Trend | None:
     Shares with a floor are drawn as they are. What may drop or rise is drawn as its loss against the base (retention:
     against the version before), which is what its margin limits.
     """
-    points: list[tuple[Row, float, float]] = []
-    for version in history:
-        values = [row for row in version["measures"] if row["measure"] == measure]
-        chosen = next((row for row in values if row["against"] in ("floor", "limit", "base")), None) or next(
-            iter(values), None
-        )
-        value = None if chosen is None else _followed(chosen)
-        if chosen is not None and value is not None:
-            points.append((version, value, chosen["threshold"]))
+    points = _followed(measure, history)
     if not points:
         return None
-    floor = measure in ("efficacy", "paraphrase", "question")
-    threshold = points[-1][2]
-    values = [value for _, value, _ in points]
-    least, most = min([*values, threshold, 1.0 if floor else 0.0]), max([*values, threshold, 1.0 if floor else 0.0])
-    span = (most - least) or 1.0
+    has_floor = measure in WITH_FLOOR
+    threshold = points[-1].threshold
+    shown = [*(point.value for point in points), threshold, 1.0 if has_floor else 0.0]
+    least, span = min(shown), (max(shown) - min(shown)) or 1.0
 
     def up(value: float) -> float:
         return round(TREND_HEIGHT - TREND_EDGE - (value - least) / span * (TREND_HEIGHT - 2 * TREND_EDGE), 1)
 
     step = (TREND_WIDTH - 2 * TREND_EDGE) / max(1, len(points) - 1)
     dots = [
-        Dot(round(TREND_EDGE + i * step, 1), up(value), version["id"], version["state"], value)
-        for i, (version, value, _) in enumerate(points)
+        Dot(round(TREND_EDGE + i * step, 1), up(point.value), point.version["id"], point.version["state"], point.value)
+        for i, point in enumerate(points)
     ]
-    what = "share" if floor else "nats per token" if measure == "divergence" else "loss"
+    what = "share" if has_floor else "nats per token" if measure == "divergence" else "loss"
     return Trend(measure, what, dots, up(threshold), threshold, TREND_WIDTH, TREND_HEIGHT)
 
 
-def _followed(measure: Row) -> float | None:
-    """The value that a history follows: the share where there is a floor, else the loss."""
-    value: float | None = measure["candidate" if measure["against"] == "floor" else "loss"]
-    return value
+@dataclass(frozen=True)
+class _Point:
+    """A measure of one version: the share where it has a floor, else the loss."""
+
+    version: Row
+    value: float
+    threshold: float
+
+
+def _followed(measure: str, history: Sequence[Row]) -> list[_Point]:
+    """The comparison that a history follows, of each version that has it: with the base where there is one."""
+    points = []
+    for version in history:
+        rows = [row for row in version["measures"] if row["measure"] == measure]
+        rows.sort(key=lambda row: row["against"] == "promoted")
+        value = rows[0]["candidate" if rows[0]["against"] == "floor" else "loss"] if rows else None
+        if value is not None:
+            points.append(_Point(version, value, rows[0]["threshold"]))
+    return points

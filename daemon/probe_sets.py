@@ -153,8 +153,11 @@ def _unedited(session: Session, edits: Sequence[Edit], relations: Mapping[str, R
 
 
 def _neighbour(relations: Mapping[str, Relation], fact: Fact, target: str) -> Probe:
-    prompt, value = _ask(relations, fact), fact.values[0]["label"]
-    return Probe(Kind.NEIGHBOURHOOD, fact.qid, fact.pid, prompt, value, rival=target, known_by=(prompt,))
+    known_by = fill(relations[fact.pid].paraphrases[0], fact.subject_label)
+    return Probe(
+        Kind.NEIGHBOURHOOD, fact.qid, fact.pid, _ask(relations, fact), fact.values[0]["label"],
+        rival=target, known_by=(known_by,),
+    )  # fmt: skip
 
 
 def _neighbours(

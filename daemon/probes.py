@@ -27,7 +27,7 @@ class Kind(StrEnum):
     EFFICACY = "efficacy"  # the edit prompt of a new edit
     RETENTION = "retention"  # the edit prompt of an edit that the promoted version has too
     PARAPHRASE = "paraphrase"  # a held-out cloze of a live edit
-    QUESTION = "question"  # a live edit asked as a question
+    QUESTION = "question"  # a live edit asked as a question: its value against the former one
     REVERSAL = "reversal"  # the edit prompt of a retracted edit: what the base answers is expected again
     NEIGHBOURHOOD = "neighbourhood"  # same relation, other subject: its own value against the one written
     SAME_SUBJECT = "same_subject"  # another fact about an edited subject that the base knows
@@ -45,9 +45,9 @@ class Probe:
     """One prompt and its expected answer.
 
     With a ``rival`` it is passed where the expected answer is likelier than the rival, else where greedy decoding
-    gives it. ``known_by`` are the prompts that the base must pass for the probe to be chosen. For a fact that is to be
-    answered they are other wordings than the one measured: chosen by the measured one, what the base got right by a
-    hair's breadth could only fall, and any change at all would look like a loss (regression to the mean).
+    gives it. ``known_by`` are the prompts that the base must pass for the probe to be chosen. They are other wordings
+    than the one measured: chosen by the measured one, what the base got right by a hair's breadth could only fall, and
+    any change at all would look like a loss (regression to the mean).
     """
 
     kind: Kind
@@ -77,6 +77,9 @@ def edit_probes(
 ) -> list[Probe]:
     """Probes of live edits: the edit prompt itself, held-out clozes, questions.
 
+    A model may answer a question with a sentence, a line break or a name, so a question compares the new value with the
+    former one (for want of one, with another that was written in the relation) instead of asking for an exact answer.
+
     Args:
         edits: of the ledger.
         former: ids of those that the promoted version has.
@@ -89,15 +92,23 @@ def edit_probes(
         own = Kind.RETENTION if edit.id in former else Kind.EFFICACY
         clozes = shuffled(words.paraphrases, edit.qid)[: settings.paraphrases_per_fact]
         questions = shuffled(words.questions, edit.qid)[: settings.questions_per_fact]
+        rival = edit.former if edit.former != edit.target else None
+        rival = rival or _other_target(edit, edits)
         asked = [
-            (own, edit.prompt),
-            *((Kind.PARAPHRASE, cloze) for cloze in clozes),
-            *((Kind.QUESTION, question) for question in questions),
+            (own, edit.prompt, None),
+            *((Kind.PARAPHRASE, cloze, None) for cloze in clozes),
+            *((Kind.QUESTION, question, rival) for question in questions),
         ]
         probes += [
-            Probe(kind, edit.qid, edit.pid, fill(template, edit.subject), edit.target) for kind, template in asked
+            Probe(kind, edit.qid, edit.pid, fill(template, edit.subject), edit.target, rival=against)
+            for kind, template, against in asked
         ]
     return probes
+
+
+def _other_target(edit: Edit, edits: Sequence[Edit]) -> str | None:
+    others = {other.target for other in edits if other.pid == edit.pid} - {edit.target}
+    return next(iter(shuffled(others, edit.qid)), None)
 
 
 def shuffled(things: Iterable[Thing], salt: str, key: Callable[[Thing], str] = str) -> list[Thing]:

@@ -77,13 +77,13 @@ def test_a_candidate_that_keeps_everything_is_promoted() -> None:
         ({"efficacy": 0.8}, {("efficacy", "floor"), ("new_edits", "floor")}),
         ({"retention": 0.97}, {("retention", "promoted")}),
         ({"paraphrase": 0.4}, {("paraphrase", "floor")}),
-        ({"question": 0.1}, {("question", "floor")}),
+        ({"question": 0.4}, {("question", "floor")}),
         ({"reversal": 0.5}, {("reversal", "floor")}),
-        ({"neighbourhood": 0.85}, against_both("neighbourhood")),
+        ({"neighbourhood": 0.8}, against_both("neighbourhood")),
         ({"same_subject": 0.8}, against_both("same_subject")),
         ({"control": 0.85}, against_both("control")),
         ({"task": 0.85}, against_both("task")),
-        ({"loss": 3.04}, against_both("perplexity")),
+        ({"loss": 3.06}, against_both("perplexity")),
         ({"entropy": 5.0}, against_both("fluency")),
         ({"divergence": 0.2}, {("divergence", "limit")}),
     ],
@@ -127,14 +127,14 @@ def test_an_estimate_beyond_the_margin_says_that_more_probes_would_not_help() ->
     assert "more probes would rather show a loss" in reasons(comparisons)
 
 
-@pytest.mark.parametrize("kind", ["neighbourhood", "control"])
-@pytest.mark.parametrize("n", [0, 1, 51])
-def test_too_few_facts_to_prove_the_margin_hold_and_say_how_many_are_needed(kind: str, n: int) -> None:
+@pytest.mark.parametrize(("kind", "least"), [("neighbourhood", 32), ("control", 52)])
+@pytest.mark.parametrize("n", [0, 1, 31])
+def test_too_few_facts_to_prove_the_margin_hold_and_say_how_many_are_needed(kind: str, least: int, n: int) -> None:
     comparisons = judged(without(measured(), **{kind: n}))
     assert having(comparisons, Verdict.INCONCLUSIVE) == against_both(kind)
-    assert {c.needed for c in comparisons if c.verdict is Verdict.INCONCLUSIVE} == {52}
-    assert f"{n} facts can never prove that, 52 are needed" in reasons(comparisons)
-    assert decide(judged(without(measured(), **{kind: 52}))) is Decision.PROMOTE
+    assert {c.needed for c in comparisons if c.verdict is Verdict.INCONCLUSIVE} == {least}
+    assert f"{n} facts can never prove that, {least} are needed" in reasons(comparisons)
+    assert decide(judged(without(measured(), **{kind: least}))) is Decision.PROMOTE
 
 
 @pytest.mark.parametrize("kind", ["same_subject", "task"])

@@ -62,7 +62,7 @@ def test_controls_are_known_by_other_wordings_than_the_one_measured(runtime: Run
         assert probe.prompt not in probe.known_by
 
 
-def test_other_facts_of_an_edited_subject_are_a_kind_of_their_own_and_a_neighbour_is_known_by_itself(
+def test_other_facts_of_an_edited_subject_are_a_kind_of_their_own_and_neighbours_face_the_value_written(
     runtime: Runtime,
 ) -> None:
     pulled(runtime)
@@ -72,7 +72,8 @@ def test_other_facts_of_an_edited_subject_are_a_kind_of_their_own_and_a_neighbou
     neighbours = [probe for probe in probes if probe.kind is Kind.NEIGHBOURHOOD]
     assert neighbours
     for probe in neighbours:
-        assert (probe.pid, probe.known_by, probe.rival) == ("P6", (probe.prompt,), "Nobody")
+        assert (probe.pid, probe.rival) == ("P6", "Nobody")
+        assert probe.prompt not in probe.known_by
 
 
 def test_the_first_neighbours_have_the_value_that_the_edit_unlearns(runtime: Runtime) -> None:
@@ -128,6 +129,19 @@ def test_new_and_former_edits_are_told_apart_and_both_are_asked_in_held_out_cloz
     assert kinds == {PROBED: [Kind.EFFICACY, *held_out], PROTECTING: [Kind.RETENTION, *held_out]}
     used = {fill(wording, edit.subject) for edit in (new, former) for wording in (edit.prompt, *edit.variants)}
     assert not used & {probe.prompt for probe in probes if probe.kind in held_out}
+
+
+@pytest.mark.parametrize(
+    ("former", "others", "rival"),
+    [("Stefan", (), "Stefan"), (None, ("Petr",), "Petr"), (None, (), None), ("Nobody", ("Petr",), "Petr")],
+)
+def test_a_question_puts_the_new_value_against_the_former_or_another_that_was_written(
+    runtime: Runtime, former: str | None, others: tuple[str, ...], rival: str | None
+) -> None:
+    edits = [edit_of(PROBED, former=former), *(edit_of(PROTECTING, other) for other in others)]
+    probes = edit_probes(edits, set(), runtime.relation, runtime.settings.gate)
+    assert {probe.rival for probe in probes if probe.qid == PROBED and probe.kind is Kind.QUESTION} == {rival}
+    assert {probe.rival for probe in probes if probe.kind is not Kind.QUESTION} == {None}
 
 
 # Frozen

@@ -40,7 +40,7 @@ MOMENT = datetime(2022, 6, 1, tzinfo=UTC)
 class Reader(HTMLParser):
     """What a browser would make of it: tags, attributes, and the text between."""
 
-    VOID = frozenset({"meta", "line", "circle", "polyline", "br"})
+    VOID = frozenset({"meta", "br"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
