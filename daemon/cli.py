@@ -12,13 +12,16 @@ import typer
 from daemon import control, inspect
 from daemon.ask import ask as ask_versions
 from daemon.calibrate import calibrate as find_settings
-from daemon.calibrate import check_output, report, write_settings
+from daemon.calibrate import check_output, write_settings
+from daemon.calibrate import report as calibration_of
 from daemon.config import CONFIG_VARIABLE, Settings, load_settings
 from daemon.cycle import run_cycle
 from daemon.demo import DEMO_DIRECTORY, run_demo
 from daemon.errors import ConfigInvalid, DaemonError
 from daemon.logs import configure_logging
 from daemon.options import chosen_config, configured, reading, wants_json
+from daemon.report import page, write_page
+from daemon.report import report as report_of
 from daemon.runtime import Runtime
 from daemon.service import Service
 from daemon.setup import check_package_names, set_up
@@ -154,6 +157,25 @@ def versions(context: typer.Context) -> None:
 
 @app.command()
 @reading
+def report(
+    context: typer.Context,
+    version: Annotated[int, typer.Argument(help="The version.")],
+    output: Annotated[Path | None, typer.Option(help="The page to write. Default: report-vN.html.")] = None,
+) -> None:
+    """Write a page about a version: the decision and why, every measure with its bounds, answers, history."""
+    runtime = Runtime(_settings(context))
+    with runtime.database.read() as session:
+        data = report_of(session, version, runtime.property_label)
+    if wants_json(context):
+        print_json(data)
+        return
+    file = output or Path(f"report-v{version}.html")
+    write_page(file, page(data))
+    print_line(f"written to {file}")
+
+
+@app.command()
+@reading
 def facts(
     context: typer.Context,
     only: Annotated[str | None, typer.Option("--property", help="Only this property (P-id).")] = None,
@@ -283,7 +305,7 @@ def calibrate(
     with _writing(context) as runtime:
         found = find_settings(runtime, facts)
     write_settings(output, found)
-    print_json(report(found)) if wants_json(context) else show_calibration(report(found))
+    print_json(calibration_of(found)) if wants_json(context) else show_calibration(calibration_of(found))
     if not wants_json(context):
         layers = found.settings.layers
         print_line(

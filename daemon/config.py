@@ -9,7 +9,7 @@ import difflib
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -143,22 +143,43 @@ class EditSection(Section):
             ) from error
 
 
-class GateSection(Section):
-    """When a candidate is promoted. Shares are of 1; a drop is against the promoted version and the base."""
+Floor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Margin = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-    efficacy_min: float = 0.95
-    paraphrase_min: float = 0.60
-    neighbourhood_max_drop: float = 0.05
-    control_max_drop: float = 0.02
-    perplexity_max_rise: float = 0.03
+
+class GateSection(Section):
+    """When a candidate is promoted. Shares are of 1; a drop or rise is against the promoted version and the base."""
+
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Of each one-sided bound."""
+    efficacy_min: Floor = 0.95
+    paraphrase_min: Floor = 0.50
+    question_min: Floor = 0.60
+    reversal_min: Floor = 0.60
+    retention_max_drop: Margin = 0.02
+    neighbourhood_max_drop: Margin = 0.08
+    same_subject_max_drop: Margin = 0.10
+    control_max_drop: Margin = 0.05
+    task_max_drop: Margin = 0.05
+    perplexity_max_rise: Margin = 0.05
+    divergence_max: Margin = 0.10
+    fluency_max_drop: Margin = 0.10
+    repetition_max_rise: Margin = 0.10
     capacity_warning: float = Field(0.5, gt=0, le=1)
     """Share of the edited layers' key dimensions that a ledger may take up before a warning says so."""
     minimum_probes: int = Field(20, ge=1)
-    """With fewer neighbourhood or control probes the outcome is ``hold``."""
+    """With fewer facts (or texts) only a proven failure decides; where the margin asks for more, more are needed."""
     paraphrases_per_fact: int = Field(2, ge=1)
+    questions_per_fact: int = Field(1, ge=1)
     neighbours_per_fact: int = Field(3, ge=1)
     neighbourhood_probes: int = Field(200, ge=1)
-    control_probes: int = Field(200, ge=1)
+    same_subject_probes: int = Field(200, ge=1)
+    control_probes: int = Field(300, ge=1)
+    reversal_probes: int = Field(100, ge=1)
+    fluency_texts: int = Field(32, ge=2)
+    fluency_tokens: int = Field(48, ge=3)
+    tasks: tuple[Path, ...] = ()
+    """Files of probes of an operator's own, one JSON object a line."""
     text: Path | None = None
     """A text file for perplexity; by default text of the covariance's source that is not in the covariance."""
     text_tokens: int = Field(4000, ge=100)
@@ -303,6 +324,11 @@ def _anchored(settings: Settings, directory: Path) -> Settings:
             "edit": settings.edit.model_copy(
                 update={"text": text(settings.edit.text), "settings": anchor(settings.edit.settings)}
             ),
-            "gate": settings.gate.model_copy(update={"text": anchor(settings.gate.text)}),
+            "gate": settings.gate.model_copy(
+                update={
+                    "text": anchor(settings.gate.text),
+                    "tasks": tuple(directory / task.expanduser() for task in settings.gate.tasks),
+                }
+            ),
         }
     )

@@ -1,10 +1,12 @@
 """What can go wrong in the daemon itself.
 
 DaemonError
-├── ConfigInvalid     the configuration cannot be used
-├── NameTaken         ``daemon`` resolves to another distribution
-├── NothingPromoted   the command needs a state that has run once
-└── NotPossible       the request does not fit the present state
+├── ConfigInvalid       the configuration cannot be used
+├── NameTaken           ``daemon`` resolves to another distribution
+├── NothingPromoted     the command needs a state that has run once
+├── ProbesOverlap       a probe is not apart from what shapes the weights
+├── MeasurementInvalid  what the gate compares with cannot be measured
+└── NotPossible         the request does not fit the present state
 
 Errors of the rooms (``SourceError``, ``EditorError``, ``StoreError``) pass through; every message is one line and
 says what to do next.
@@ -25,6 +27,14 @@ class NameTaken(DaemonError):
 
 class NothingPromoted(DaemonError):
     """No version exists yet."""
+
+
+class ProbesOverlap(DaemonError):
+    """A probe is not apart from what shapes the weights."""
+
+
+class MeasurementInvalid(DaemonError):
+    """What the gate compares with cannot be measured."""
 
 
 class NotPossible(DaemonError):

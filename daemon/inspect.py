@@ -18,6 +18,7 @@ from store.tables import (
     GateMeasure,
     LedgerEntry,
     ProbeResult,
+    ProbeSet,
     Publication,
     Quarantine,
     SourceCursor,
@@ -57,11 +58,21 @@ def status(session: Session) -> Row:
 def versions(session: Session) -> list[Row]:
     """Every version, oldest first, with the size of its ledger and what the gate measured."""
     sizes = dict(session.exec(select(LedgerEntry.version_id, func.count()).group_by(col(LedgerEntry.version_id))).all())
+    digests = dict(session.exec(select(ProbeSet.id, ProbeSet.digest)).all())
     measures: dict[int, list[Row]] = {}
+    probe_sets: dict[int, Row] = {}
     for measure in session.exec(select(GateMeasure).order_by(col(GateMeasure.id))):
-        measures.setdefault(measure.version_id, []).append(_row(measure, "id", "version_id"))
+        measures.setdefault(measure.version_id, []).append(_row(measure, "id", "version_id", "probe_set_id"))
+        if measure.probe_set_id is not None:
+            number = measure.probe_set_id
+            probe_sets[measure.version_id] = {"number": number, "digest": digests[number]}
     return [
-        _row(version) | {"edits": sizes.get(version.id, 0), "gate": measures.get(version.id, [])}
+        _row(version)
+        | {
+            "edits": sizes.get(version.id, 0),
+            "probe_set": probe_sets.get(version.id),
+            "gate": measures.get(version.id, []),
+        }
         for version in session.exec(select(Version).order_by(col(Version.id)))
     ]
 

@@ -1,4 +1,4 @@
-"""Probe sets: prompts with expected answers that are never used to compute an edit."""
+"""Probes: prompts with expected answers that are never used to compute an edit, and how a model does on them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
-from sqlmodel import select
-
-from daemon.protection import protects
-from editor import LanguageModel, fill, greedy_answers, scores
-from store.tables import Edit, Fact
+from editor import LanguageModel, fill, greedy_answers, natural_stop, scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from sqlmodel import Session
-
     from daemon.config import GateSection
     from editor import Progress
     from sources import Relation
+    from store.tables import Edit
 
 
 Thing = TypeVar("Thing")
@@ -29,10 +24,20 @@ Thing = TypeVar("Thing")
 class Kind(StrEnum):
     """What a probe looks at."""
 
-    EFFICACY = "efficacy"  # the edit prompt of a live edit
-    PARAPHRASE = "paraphrase"  # a held-out wording of a live edit
+    EFFICACY = "efficacy"  # the edit prompt of a new edit
+    RETENTION = "retention"  # the edit prompt of an edit that the promoted version has too
+    PARAPHRASE = "paraphrase"  # a held-out cloze of a live edit
+    QUESTION = "question"  # a live edit asked as a question: its value against the former one
+    REVERSAL = "reversal"  # the edit prompt of a retracted edit: what the base answers is expected again
     NEIGHBOURHOOD = "neighbourhood"  # same relation, other subject: its own value against the one written
-    CONTROL = "control"  # an unedited fact that the base knows
+    SAME_SUBJECT = "same_subject"  # another fact about an edited subject that the base knows
+    CONTROL = "control"  # a fact about a subject without an edit that the base knows
+    TASK = "task"  # a prompt of the operator's own
+
+
+OF_EDITS = (Kind.EFFICACY, Kind.RETENTION)
+STABLE = (Kind.NEIGHBOURHOOD, Kind.SAME_SUBJECT, Kind.CONTROL, Kind.TASK)
+"""What an edit must leave as it is: asked of the base and the promoted version too."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,9 @@ class Probe:
     """One prompt and its expected answer.
 
     With a ``rival`` it is passed where the expected answer is likelier than the rival, else where greedy decoding
-    gives it. ``known_by`` are the prompts that the base must pass for the probe to be chosen. For a control they are
-    other wordings than the one measured: chosen by the measured one, what the base got right by a hair's breadth
-    could only fall, and any change at all would look like a loss (regression to the mean).
+    gives it. ``known_by`` are the prompts that the base must pass for the probe to be chosen. They are other wordings
+    than the one measured: chosen by the measured one, what the base got right by a hair's breadth could only fall, and
+    any change at all would look like a loss (regression to the mean).
     """
 
     kind: Kind
@@ -55,110 +60,107 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Result:
-    """A probe, whether it was passed, and what the model answered (empty where it was not asked to write)."""
+class Answers:
+    """What one model did on probes.
 
-    probe: Probe
-    correct: bool
-    answer: str
+    Attributes:
+        passed: for each probe.
+        texts: what it wrote, where it was asked to write, by the probe's position.
+    """
+
+    passed: list[bool]
+    texts: dict[int, str]
 
 
-def edit_probes(edits: Sequence[Edit], relation: Callable[[str], Relation], settings: GateSection) -> list[Probe]:
-    """Efficacy and paraphrase probes of live edits."""
+def edit_probes(
+    edits: Sequence[Edit], former: set[int], relation: Callable[[str], Relation], settings: GateSection
+) -> list[Probe]:
+    """Probes of live edits: the edit prompt itself, held-out clozes, questions.
+
+    A model may answer a question with a sentence, a line break or a name, so a question compares the new value with the
+    former one (for want of one, with another that was written in the relation) instead of asking for an exact answer.
+
+    Args:
+        edits: of the ledger.
+        former: ids of those that the promoted version has.
+        relation: the wordings of a property.
+        settings: how many wordings are taken.
+    """
     probes = []
     for edit in edits:
-        wordings = _shuffled(relation(edit.pid).paraphrases, edit.qid)[: settings.paraphrases_per_fact]
-        for kind, template in (
-            (Kind.EFFICACY, edit.prompt),
-            *((Kind.PARAPHRASE, wording) for wording in wordings),
-        ):
-            probes.append(Probe(kind, edit.qid, edit.pid, fill(template, edit.subject), edit.target))
+        words = relation(edit.pid)
+        own = Kind.RETENTION if edit.id in former else Kind.EFFICACY
+        clozes = shuffled(words.paraphrases, edit.qid)[: settings.paraphrases_per_fact]
+        questions = shuffled(words.questions, edit.qid)[: settings.questions_per_fact]
+        rival = edit.former if edit.former != edit.target else None
+        rival = rival or _other_target(edit, edits)
+        asked = [
+            (own, edit.prompt, None),
+            *((Kind.PARAPHRASE, cloze, None) for cloze in clozes),
+            *((Kind.QUESTION, question, rival) for question in questions),
+        ]
+        probes += [
+            Probe(kind, edit.qid, edit.pid, fill(template, edit.subject), edit.target, rival=against)
+            for kind, template, against in asked
+        ]
     return probes
 
 
-def stable_probes(
-    session: Session, edits: Sequence[Edit], relations: dict[str, Relation], settings: GateSection
-) -> list[Probe]:
-    """Neighbourhood and control probes to choose from: unedited facts that do not protect, in a fixed order."""
-    edited = {(edit.qid, edit.pid) for edit in edits}
-    subjects = {edit.qid for edit in edits}
-    facts = [
-        fact for fact in session.exec(select(Fact))
-        if fact.pid in relations and len(fact.values) == 1
-        and (fact.qid, fact.pid) not in edited and not protects(fact.qid)
-    ]  # fmt: skip
-    facts = _shuffled(facts, "stable", key=lambda fact: f"{fact.qid} {fact.pid}")
-    by_property: dict[str, list[Fact]] = {}
-    for fact in facts:
-        by_property.setdefault(fact.pid, []).append(fact)
-    return [
-        *_neighbours(edits, by_property, relations, settings),
-        *(
-            Probe(
-                Kind.CONTROL, fact.qid, fact.pid, _ask(relations, fact), fact.values[0]["label"],
-                known_by=tuple(fill(wording, fact.subject_label) for wording in relations[fact.pid].paraphrases[:2]),
-            )
-            for fact in facts
-            if fact.qid not in subjects
-        ),
-    ]  # fmt: skip
+def _other_target(edit: Edit, edits: Sequence[Edit]) -> str | None:
+    others = {other.target for other in edits if other.pid == edit.pid} - {edit.target}
+    return next(iter(shuffled(others, edit.qid)), None)
 
 
-def _neighbours(
-    edits: Sequence[Edit],
-    facts: dict[str, list[Fact]],
-    relations: dict[str, Relation],
-    settings: GateSection,
-) -> list[Probe]:
-    """For each edit a few other subjects of its relation, whose value must stay likelier than the one written."""
-    subjects = {edit.qid for edit in edits}
-    # A small ledger has more neighbours per edit, or there would be too few to decide.
-    each = max(settings.neighbours_per_fact, -(-2 * settings.minimum_probes // max(1, len(edits))))
-    probes = []
-    for edit in edits:
-        others = [
-            fact for fact in facts.get(edit.pid, [])
-            if fact.qid not in subjects and fact.values[0]["label"] != edit.target
-        ]  # fmt: skip
-        near = _shuffled(others, edit.qid, key=lambda fact: fact.qid)[:each]
-        probes += [
-            Probe(
-                Kind.NEIGHBOURHOOD, fact.qid, fact.pid, _ask(relations, fact),
-                fact.values[0]["label"], rival=edit.target, known_by=(_ask(relations, fact),),
-            )
-            for fact in near
-        ]  # fmt: skip
-    return _shuffled(probes, "neighbours", key=lambda probe: f"{probe.qid} {probe.pid} {probe.rival}")
-
-
-def _ask(relations: dict[str, Relation], fact: Fact) -> str:
-    return fill(relations[fact.pid].prompt, fact.subject_label)
-
-
-def _shuffled(things: Iterable[Thing], salt: str, key: Callable[[Thing], str] = str) -> list[Thing]:
+def shuffled(things: Iterable[Thing], salt: str, key: Callable[[Thing], str] = str) -> list[Thing]:
     """The same things in an order that looks random and is always the same."""
     return sorted(things, key=lambda thing: hashlib.sha256(f"{salt}\n{key(thing)}".encode()).digest())
 
 
-def answer(model: LanguageModel, probes: Sequence[Probe], progress: Progress) -> list[bool]:
-    """Whether the model passes each probe."""
-    expected = scores(model, [(probe.prompt, probe.expected) for probe in probes], progress)
-    with_rival = [i for i, probe in enumerate(probes) if probe.rival is not None]
+def answer(model: LanguageModel, probes: Sequence[Probe], tokens: int, progress: Progress) -> Answers:
+    """Whether the model passes each probe.
+
+    Args:
+        model: the version to ask.
+        probes: of any kind.
+        tokens: longest text it writes for a probe that compares its own words.
+        progress: told about the work.
+    """
+    scored = [i for i, probe in enumerate(probes) if probe.kind is not Kind.REVERSAL]
+    expected = dict(
+        zip(scored, scores(model, [(probes[i].prompt, probes[i].expected) for i in scored], progress), strict=True)
+    )
+    with_rival = [i for i in scored if probes[i].rival is not None]
     rivals = scores(model, [(probes[i].prompt, probes[i].rival or "") for i in with_rival], progress)
-    passed = [score.greedy for score in expected]
+    passed = {i: score.greedy for i, score in expected.items()}
     for i, rival in zip(with_rival, rivals, strict=True):
         passed[i] = expected[i].log_probability > rival.log_probability
-    return passed
+    reversed_ = [i for i, probe in enumerate(probes) if probe.kind is Kind.REVERSAL]
+    texts = own_words(model, [probes[i].prompt for i in reversed_], tokens, progress)
+    for i, text in zip(reversed_, texts, strict=True):
+        passed[i] = text == probes[i].expected
+    return Answers([passed[i] for i in range(len(probes))], dict(zip(reversed_, texts, strict=True)))
 
 
-def explain(
-    model: LanguageModel, probes: Sequence[Probe], passed: Sequence[bool], tokens: int, progress: Progress
-) -> list[Result]:
-    """Results with the model's own words for every probe it failed."""
-    failed = [i for i, (probe, ok) in enumerate(zip(probes, passed, strict=True)) if not ok and probe.rival is None]
-    texts = greedy_answers(model, [probes[i].prompt for i in failed], tokens, progress)
-    written = dict(zip(failed, texts, strict=True))
+def own_words(model: LanguageModel, prompts: Sequence[str], tokens: int, progress: Progress) -> list[str]:
+    """The first answer that greedy decoding gives to each prompt."""
+    return [natural_stop(text) for text in greedy_answers(model, prompts, tokens, progress)]
+
+
+def explained(
+    model: LanguageModel, probes: Sequence[Probe], answers: Answers, tokens: int, progress: Progress
+) -> list[str]:
+    """An answer for every probe: the model's own words where it failed, else what was expected.
+
+    Where two answers were compared there is none.
+    """
+    silent = [
+        i
+        for i, (probe, ok) in enumerate(zip(probes, answers.passed, strict=True))
+        if not ok and probe.rival is None and i not in answers.texts
+    ]
+    texts = greedy_answers(model, [probes[i].prompt for i in silent], tokens, progress)
+    written = answers.texts | dict(zip(silent, texts, strict=True))
     return [
-        Result(probe, ok, written.get(i, probe.expected if ok else ""))
-        for i, (probe, ok) in enumerate(zip(probes, passed, strict=True))
+        written.get(i, probe.expected if ok else "")
+        for i, (probe, ok) in enumerate(zip(probes, answers.passed, strict=True))
     ]

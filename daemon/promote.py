@@ -56,7 +56,7 @@ def recorded_comparisons(session: Session, version_id: int) -> list[Comparison]:
     return [
         Comparison(
             row.measure, row.against, row.candidate, row.reference, row.threshold, row.n,
-            Verdict(row.verdict), row.detail,
+            Verdict(row.verdict), row.detail, row.loss, row.low, row.high, row.needed,
         )
         for row in session.exec(rows)
     ]  # fmt: skip

@@ -95,6 +95,11 @@ class Runtime:
             )
         return self._catalogue[pid]
 
+    def property_label(self, pid: str) -> str:
+        """The name of a property, or the P-id itself where the catalogue does not know it."""
+        known = self._catalogue.get(pid)
+        return pid if known is None else known.label
+
     def open_source(self) -> WikidataSource:
         """The configured source, read afresh (an embedded snapshot may have been replaced)."""
         wanted = self.settings.source

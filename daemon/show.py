@@ -37,7 +37,10 @@ def show_status(status: Row) -> None:
     print_table("factsyncd", ("", ""), rows)
 
 
-MEASURES = ("efficacy", "paraphrase", "neighbourhood", "control", "perplexity")
+MEASURES = (
+    "efficacy", "paraphrase", "question", "retention", "reversal", "neighbourhood", "same_subject", "control", "task",
+    "perplexity", "divergence", "fluency", "repetition",
+)  # fmt: skip
 
 
 def show_versions(versions: list[Row]) -> None:
@@ -174,7 +177,9 @@ def _measured(gate: list[Row]) -> list[str]:
 
 
 def _figure(measure: str, value: float) -> str:
-    return f"{value:.2f}" if measure == "perplexity" else f"{value:.1%}"
+    if measure in ("perplexity", "fluency", "divergence"):
+        return f"{value:.3f}" if measure == "divergence" else f"{value:.2f}"
+    return f"{value:.1%}"
 
 
 def show_calibration(found: Row) -> None:

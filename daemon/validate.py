@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sqlmodel import col, delete
 
-from daemon.gate import Comparison, Measurement, capacity, compare
-from daemon.probes import Kind, Probe, Result, answer, edit_probes, explain, stable_probes
+from daemon.errors import ProbesOverlap
+from daemon.gate import Comparison, capacity, compare
+from daemon.measure import OF_THE_BASE, OF_THE_PROMOTED, Measured, measure
+from daemon.probe_sets import Chosen, choose, freeze
+from daemon.probes import Kind, explained
+from daemon.protection import protected_texts
 from daemon.runtime import BASE_VERSION
-from editor import LanguageModel, file_text, perplexity
+from daemon.separation import check_separation
+from editor import LanguageModel, file_text
 from store import ArtifactCorrupt
 from store.cycles import advance, current_cycle
 from store.ledger import get_version, ledger_edits, promoted
 from store.tables import GateMeasure, Phase, ProbeResult, Version
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from daemon.runtime import Runtime
 
@@ -27,35 +31,38 @@ def validate(runtime: Runtime, cycle_id: int) -> None:
 
     Raises:
         ArtifactCorrupt: the saved candidate is damaged; it is solved again by the next call.
+        ProbesOverlap: a probe is not apart from what shapes the weights.
+        MeasurementInvalid: the base or the promoted version cannot be measured.
         EditorError, StoreError: a model cannot be loaded.
     """
-    settings = runtime.settings.gate
     with runtime.database.read() as session:
         candidate = get_version(session, current_cycle(session, cycle_id).candidate_id or 0)
         present = promoted(session)
         base = get_version(session, BASE_VERSION)
-        edits = ledger_edits(session, candidate.id)
-        pool = stable_probes(session, edits, runtime.relations, settings)
     assert present is not None  # made when the state was set up
     _check_artifact(runtime, cycle_id, candidate)
     base_model = runtime.model(base)
-    text = _ordinary_text(runtime, base_model)
-    stable = _known_to_base(runtime, base_model, pool)
-    probes = [*edit_probes(edits, runtime.relation, settings), *stable]
-    tokens = sum(len(window) - 1 for window in text)
-
-    def measure(version: Version, asked: Sequence[Probe]) -> tuple[Measurement, list[bool]]:
-        model = runtime.model(version)
-        passed = answer(model, asked, runtime.progress)
-        return _measurement(asked, passed, perplexity(model, text, runtime.progress), tokens), passed
-
-    # Only what may drop is compared; the edits' own probes have floors.
-    references = {"base": measure(base, stable)[0]}
-    references["promoted"] = references["base"] if present.id == base.id else measure(present, stable)[0]
-    measured, passed = measure(candidate, probes)
-    results = explain(runtime.model(candidate), probes, passed, runtime.settings.diff.answer_tokens, runtime.progress)
-    comparisons = [*compare(measured, references, settings), _capacity(runtime, candidate)]
-    _record(runtime, cycle_id, candidate, comparisons, results)
+    chosen = choose(runtime, candidate, base_model, _ordinary_text(runtime, base_model))
+    _check_separation(runtime, candidate, base_model, chosen)
+    # Frozen before the candidate is loaded: nothing that it answers can change what it is asked.
+    with runtime.database.transaction() as session:
+        probe_set = freeze(session, chosen)
+    of_base = measure(runtime, base_model, base_model, chosen, OF_THE_BASE)
+    of_promoted = of_base
+    if present.id != base.id:
+        of_promoted = measure(runtime, runtime.model(present), base_model, chosen, OF_THE_PROMOTED)
+    model = runtime.model(candidate)
+    of_candidate = measure(runtime, model, base_model, chosen, tuple(Kind))
+    answers = explained(
+        model, chosen.probes, of_candidate.answers, runtime.settings.diff.answer_tokens, runtime.progress
+    )
+    references = {"base": of_base.measurement, "promoted": of_promoted.measurement}
+    comparisons = [
+        *compare(of_candidate.measurement, references, runtime.settings.gate),
+        _capacity(runtime, candidate),
+    ]
+    results = _results(candidate, chosen, answers, of_candidate, {"base": of_base, "promoted": of_promoted})
+    _record(runtime, cycle_id, candidate, probe_set, comparisons, results)
 
 
 def _check_artifact(runtime: Runtime, cycle_id: int, candidate: Version) -> None:
@@ -68,12 +75,21 @@ def _check_artifact(runtime: Runtime, cycle_id: int, candidate: Version) -> None
         raise
 
 
-def _ordinary_text(runtime: Runtime, base_model: LanguageModel) -> list[list[int]]:
+def _ordinary_text(runtime: Runtime, base_model: LanguageModel) -> Sequence[Sequence[int]]:
     """The configured file's text, else the part of the preparation's text that is not in the covariance."""
     settings = runtime.settings.gate
-    if settings.text is not None:
-        return file_text(base_model, settings.text, settings.text_tokens)
-    return [list(window) for window in runtime.preparation(base_model).held_out]
+    if settings.text is None:
+        return runtime.preparation(base_model).held_out
+    if settings.text == runtime.settings.edit.text.path:
+        raise ProbesOverlap(f"gate.text is {settings.text}, of which the covariance is made: give another file")
+    return file_text(base_model, settings.text, settings.text_tokens)
+
+
+def _check_separation(runtime: Runtime, candidate: Version, base_model: LanguageModel, chosen: Chosen) -> None:
+    with runtime.database.read() as session:
+        edits = ledger_edits(session, candidate.id)
+    protected = protected_texts(runtime, {edit.qid for edit in edits})
+    check_separation(chosen.probes, edits, runtime.preparation(base_model).contexts, protected)
 
 
 def _capacity(runtime: Runtime, candidate: Version) -> Comparison:
@@ -85,49 +101,29 @@ def _capacity(runtime: Runtime, candidate: Version) -> Comparison:
     return measured
 
 
-def _known_to_base(runtime: Runtime, base_model: LanguageModel, pool: Sequence[Probe]) -> list[Probe]:
-    """The first stable probes of each kind that the base knows: only what it knows can be lost."""
-    wanted = {
-        Kind.NEIGHBOURHOOD: runtime.settings.gate.neighbourhood_probes,
-        Kind.CONTROL: runtime.settings.gate.control_probes,
-    }
-    chosen: list[Probe] = []
-    for kind, limit in wanted.items():
-        known: list[Probe] = []
-        of_kind = [probe for probe in pool if probe.kind is kind]
-        for start in range(0, len(of_kind), limit):
-            known += _knows(runtime, base_model, of_kind[start : start + limit])
-            if len(known) >= limit:
-                break
-        chosen += known[:limit]
-    return chosen
-
-
-def _knows(runtime: Runtime, base_model: LanguageModel, probes: Sequence[Probe]) -> list[Probe]:
-    """The probes of which the base passes every wording in ``known_by``."""
-    known = list(probes)
-    for wording in range(max((len(probe.known_by) for probe in probes), default=0)):
-        asked = [replace(probe, prompt=probe.known_by[wording]) for probe in known]
-        passed = answer(base_model, asked, runtime.progress)
-        known = [probe for probe, ok in zip(known, passed, strict=True) if ok]
-    return known
-
-
-def _measurement(probes: Sequence[Probe], passed: Sequence[bool], text_perplexity: float, tokens: int) -> Measurement:
-    """Shares per kind with the fact as sampling unit: a fact's probes count for one fact together."""
-    by_fact: dict[str, dict[tuple[str, str], list[bool]]] = {}
-    for probe, ok in zip(probes, passed, strict=True):
-        by_fact.setdefault(probe.kind.value, {}).setdefault((probe.qid, probe.pid), []).append(ok)
-    shares = {kind: sum(sum(oks) / len(oks) for oks in facts.values()) / len(facts) for kind, facts in by_fact.items()}
-    return Measurement(shares, {kind: len(facts) for kind, facts in by_fact.items()}, text_perplexity, tokens)
+def _results(
+    candidate: Version, chosen: Chosen, answers: Sequence[str], measured: Measured, others: Mapping[str, Measured]
+) -> list[ProbeResult]:
+    """Every probe with the candidate's answer, and how the base and the promoted version did on it."""
+    passed = measured.passed()
+    by_base, by_promoted = others["base"].passed(), others["promoted"].passed()
+    return [
+        ProbeResult(
+            version_id=candidate.id, kind=probe.kind.value, qid=probe.qid, pid=probe.pid, prompt=probe.prompt,
+            expected=probe.expected, answer=answers[i], correct=passed[i],
+            base_correct=by_base.get(i), promoted_correct=by_promoted.get(i),
+        )
+        for i, probe in enumerate(chosen.probes)
+    ]  # fmt: skip
 
 
 def _record(
     runtime: Runtime,
     cycle_id: int,
     candidate: Version,
+    probe_set: int,
     comparisons: Sequence[Comparison],
-    results: Sequence[Result],
+    results: Sequence[ProbeResult],
 ) -> None:
     with runtime.database.transaction() as session:
         for table in (GateMeasure, ProbeResult):
@@ -136,16 +132,11 @@ def _record(
             GateMeasure(
                 version_id=candidate.id, measure=c.measure, against=c.against, candidate=c.candidate,
                 reference=c.reference, threshold=c.threshold, n=c.n, verdict=c.verdict.value, detail=c.detail,
+                loss=c.loss, low=c.low, high=c.high, needed=c.needed, probe_set_id=probe_set,
             )
             for c in comparisons
         )  # fmt: skip
-        session.add_all(
-            ProbeResult(
-                version_id=candidate.id, kind=r.probe.kind.value, qid=r.probe.qid, pid=r.probe.pid,
-                prompt=r.probe.prompt, expected=r.probe.expected, answer=r.answer, correct=r.correct,
-            )
-            for r in results
-        )  # fmt: skip
+        session.add_all(results)
         advance(session, cycle_id, Phase.PROMOTE, probes=len(results))
     for comparison in comparisons:
         runtime.log.info("measured", verdict=comparison.verdict.value, detail=comparison.detail)

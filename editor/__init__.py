@@ -13,13 +13,15 @@ from editor.errors import (
     SettingsInvalid,
     UnsupportedModel,
 )
+from editor.fluency import continuations, ngram_entropy, repetition
 from editor.insertion import Fit
 from editor.language_model import LanguageModel, load_language_model
 from editor.memit import Memit, WeightUpdate
 from editor.ordinary_text import TextSource, file_text, ordinary_text
 from editor.preparation import Preparation, prepare
-from editor.probing import Score, greedy_answers, is_answer, natural_stop, perplexity, scores
+from editor.probing import Score, greedy_answers, is_answer, natural_stop, scores
 from editor.progress import Progress, silent
+from editor.reading import Reading, perplexity, readings
 from editor.requests import EditRequest, check_request, fill
 from editor.settings import MemitSettings, settings_for
 from editor.trials import KnownFact
@@ -40,6 +42,7 @@ __all__ = [
     "NumericalFailure",
     "Preparation",
     "Progress",
+    "Reading",
     "RequestInvalid",
     "Score",
     "SettingsInvalid",
@@ -49,15 +52,19 @@ __all__ = [
     "WeightUpdate",
     "calibrate",
     "check_request",
+    "continuations",
     "file_text",
     "fill",
     "greedy_answers",
     "is_answer",
     "load_language_model",
     "natural_stop",
+    "ngram_entropy",
     "ordinary_text",
     "perplexity",
     "prepare",
+    "readings",
+    "repetition",
     "scores",
     "settings_for",
     "silent",

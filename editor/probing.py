@@ -1,4 +1,4 @@
-"""Probing: what a model answers, how likely it finds an answer, and how well it reads ordinary text."""
+"""Probing: what a model answers, and how likely it finds an answer."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def scores(language_model: LanguageModel, pairs: Sequence[tuple[str, str]], prog
         groups.setdefault(row.ids[: row.target], []).append(_Asked(index, row.ids[row.target :]))
     result: dict[int, Score] = {}
     scorer = _Scorer(language_model)
-    for batch in _by_tokens(groups):
+    for batch in by_tokens(groups):
         result |= scorer([(ids, groups[ids]) for ids in batch])
         progress("probing", len(result), len(pairs))
     return [result[index] for index in range(len(pairs))]
@@ -205,27 +205,6 @@ def greedy_answers(
     return answers
 
 
-@torch.no_grad()
-def perplexity(language_model: LanguageModel, texts: Sequence[Sequence[int]], progress: Progress = silent) -> float:
-    """``exp`` of the mean negative log-likelihood per predicted token over texts read separately."""
-    stack = Stack(language_model.model, language_model.architecture, 0, language_model.depth, from_tokens=True)
-    total, count, done = 0.0, 0, 0
-    usable = [tuple(text) for text in texts if len(text) > 1]
-    for batch in _by_tokens(usable):
-        packing = Packing([Segment(len(text)) for text in batch], language_model.device)
-        hidden = stack(token_ids(batch, packing, language_model.device), packing)
-        at = [start + k for text, start in zip(batch, packing.starts, strict=True) for k in range(len(text) - 1)]
-        wanted = [token for text in batch for token in text[1:]]
-        device = hidden.device
-        states = hidden[torch.tensor(at, device=device)]
-        picked, _ = _picked_and_best(language_model, states, torch.tensor(wanted, device=device))
-        total -= float(picked.double().sum())
-        count += len(wanted)
-        done += len(batch)
-        progress("perplexity", done, len(usable))
-    return math.exp(total / count) if count else math.nan
-
-
 def _by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Indices in batches of similar length, bounded in rows and padded tokens."""
     batch: list[int] = []
@@ -238,7 +217,7 @@ def _by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def _by_tokens(texts: Iterable[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+def by_tokens(texts: Iterable[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
     """Texts in batches of similar length, bounded in tokens."""
     batch: list[tuple[int, ...]] = []
     tokens = 0

@@ -27,8 +27,9 @@ from pydantic import ValidationError
 from editor.errors import NumericalFailure, SettingsInvalid
 from editor.insertion import Batch, Insertion
 from editor.memit import Memit
-from editor.probing import perplexity, scores
+from editor.probing import scores
 from editor.progress import Progress, silent
+from editor.reading import perplexity
 from editor.requests import EditRequest, fill
 from editor.settings import MemitSettings
 from editor.solve import Factors

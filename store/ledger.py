@@ -68,6 +68,28 @@ def ledger_batches(session: Session, version_id: int) -> list[list[Edit]]:
     return [batches[version] for version in sorted(batches)]
 
 
+def retracted_edits(session: Session, version_id: int) -> list[Edit]:
+    """List edits that were once promoted and whose slot the version does not write, newest first, one per slot.
+
+    Raises:
+        UnknownVersion: there is no such version.
+
+    """
+    written = {(edit.qid, edit.pid) for edit in ledger_edits(session, version_id)}
+    once_live = (
+        select(Edit)
+        .join(LedgerEntry, col(LedgerEntry.edit_id) == col(Edit.id))
+        .join(Version, col(Version.id) == col(LedgerEntry.version_id))
+        .where(col(Version.state).in_((VersionState.PROMOTED, VersionState.RETIRED)))
+        .order_by(col(Edit.id).desc())
+    )
+    newest: dict[tuple[str, str], Edit] = {}
+    for edit in session.exec(once_live):
+        if (edit.qid, edit.pid) not in written:
+            newest.setdefault((edit.qid, edit.pid), edit)
+    return list(newest.values())
+
+
 def next_version_id(session: Session) -> int:
     """Give the number of the next version: 0 for the base, then one more than the highest ever used."""
     highest = session.exec(select(func.max(Version.id))).one()

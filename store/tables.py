@@ -266,6 +266,17 @@ class Belief(SQLModel, table=True):
     measured_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
 
 
+class ProbeSet(SQLModel, table=True):
+    """What candidates were measured on. Its number is its version; the same content is the same row."""
+
+    __tablename__ = "probe_sets"
+
+    id: int | None = Field(default=None, primary_key=True)
+    digest: str = Field(unique=True)  # SHA-256 of the content
+    content: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    created_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+
+
 class GateMeasure(SQLModel, table=True):
     """One comparison the gate made for a candidate."""
 
@@ -273,14 +284,22 @@ class GateMeasure(SQLModel, table=True):
 
     id: int | None = Field(default=None, primary_key=True)
     version_id: int = Field(sa_column=_foreign_key("versions.id", nullable=False, index=True))
-    measure: str  # efficacy, paraphrase, neighbourhood, control, perplexity
-    against: str  # floor, promoted, base
+    measure: str  # efficacy, paraphrase, neighbourhood, control, perplexity, ...
+    against: str  # floor, limit, promoted, base, warning
     candidate: float | None  # None where there was nothing to measure
     reference: float | None
     threshold: float
     n: int
     verdict: str  # pass, fail, inconclusive
     detail: str
+    loss: float | None = None  # what the threshold limits; None for floors
+    low: float | None = None  # one-sided bounds of the loss, or of the share that has a floor
+    high: float | None = None
+    needed: int | None = None  # about how many probes would decide
+    probe_set_id: int | None = Field(
+        default=None,
+        sa_column=Column(Integer, ForeignKey("probe_sets.id", name="fk_gate_measures_probe_set"), nullable=True),
+    )
 
 
 class ProbeResult(SQLModel, table=True):
@@ -298,6 +317,8 @@ class ProbeResult(SQLModel, table=True):
     expected: str
     answer: str
     correct: bool
+    promoted_correct: bool | None = None  # the promoted version's and the base's result, where they were asked too
+    base_correct: bool | None = None
 
 
 class Cycle(SQLModel, table=True):

@@ -67,10 +67,19 @@ LENIENT = """
 [gate]
 efficacy_min = 0.0
 paraphrase_min = 0.0
+question_min = 0.0
+reversal_min = 0.0
+retention_max_drop = 1.0
 neighbourhood_max_drop = 1.0
+same_subject_max_drop = 1.0
 control_max_drop = 1.0
-perplexity_max_rise = 1000.0
+perplexity_max_rise = 1e9
+divergence_max = 1e9
+fluency_max_drop = 1e9
+repetition_max_rise = 1e9
 minimum_probes = 1
+fluency_texts = 4
+fluency_tokens = 12
 """
 IMPOSSIBLE = LENIENT.replace("efficacy_min = 0.0", "efficacy_min = 1.1")
 

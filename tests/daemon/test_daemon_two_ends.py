@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from small_graph import time_literal
 from small_world import NEW_HEADS, Factsyncd, graph
-from sqlmodel import col, select
+from sqlmodel import col, func, select
 
+from editor import natural_stop
 from store import open_database
 from store.ledger import ledger_edits, promoted
-from store.tables import Change
+from store.tables import Change, ProbeResult
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,6 +79,13 @@ class Towns:
             changes = select(Change).where(Change.qid == qid, Change.pid == TWIN).order_by(col(Change.id))
             return [(change.state.value, change.reason) for change in session.exec(changes)]
 
+    def reversals(self) -> list[ProbeResult]:
+        """Probes of retracted edits of the newest version."""
+        with self._database() as database, database.read() as session:
+            newest = select(func.max(ProbeResult.version_id)).scalar_subquery()
+            wanted = select(ProbeResult).where(ProbeResult.kind == "reversal", ProbeResult.version_id == newest)
+            return list(session.exec(wanted))
+
     def _database(self) -> Any:
         return open_database(self._config.parent / "state" / "factsyncd.sqlite")
 
@@ -115,6 +123,19 @@ def test_both_ends_are_written_replaced_and_withdrawn_together(towns: Towns) -> 
     assert towns.live() == {LUND: "Brno", BRNO: "Lund"}
 
 
+def test_what_is_withdrawn_has_to_be_answered_as_the_base_does(towns: Towns) -> None:
+    towns.say(Q70=(TURKU,))
+    towns.once()
+    assert towns.reversals() == []
+    towns.say(Q70=())
+    towns.once()
+    probes = towns.reversals()
+    assert {(probe.qid, probe.pid) for probe in probes} == {(PORTO, TWIN), (TURKU, TWIN)}
+    for probe in probes:
+        said = towns.run("ask", probe.prompt, "--version", "0", "--json").data[0]["answer"]
+        assert probe.expected == natural_stop(said)
+
+
 def test_why_shows_both_ends(towns: Towns) -> None:
     towns.say(Q70=(TURKU,))
     towns.once()
@@ -124,7 +145,7 @@ def test_why_shows_both_ends(towns: Towns) -> None:
     assert expanded["fact"] is None
     assert expanded["changes"][0]["expanded_from"] == {"qid": PORTO, "pid": TWIN}
     assert expanded["edits"][0]["live_in_versions"] == [1]
-    assert {probe["kind"] for probe in expanded["probes"]} == {"efficacy", "paraphrase"}
+    assert {probe["kind"] for probe in expanded["probes"]} == {"efficacy", "paraphrase", "question"}
     assert f"expanded to Turku ({TURKU}) P190: nothing -> Porto" in towns.run("why", PORTO).output
     assert f"expanded from {PORTO} P190: live" in towns.run("why", TURKU).output
     (leader,) = towns.run("why", NEW_HEADS["Q38"], "--json").data
