@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from sqlmodel import col, select
 
+from daemon.answers import unspeakable
 from daemon.batch import quarantine
+from daemon.breaker import acknowledge
 from daemon.errors import NotPossible
 from daemon.promote import accept, refuse
 from daemon.publish import deliver
@@ -106,7 +108,7 @@ def release(runtime: Runtime, qid: str | None) -> int:
     """Let quarantined changes (of one subject, or all) be tried again; returns how many.
 
     The other direction of a fact is released with it. A change that a later one of the same slot has overtaken stays
-    where it is.
+    where it is, and one without usable labels is kept out again.
     """
     with runtime.database.transaction() as session:
         kept_out = select(Quarantine, Change).join(Change, col(Change.id) == col(Quarantine.change_id))
@@ -118,15 +120,25 @@ def release(runtime: Runtime, qid: str | None) -> int:
                 continue
             row.released_at = utc_now()
             if change.state is ChangeState.QUARANTINED and newest_change(session, change.qid, change.pid) is change:
+                if (why := unspeakable(change)) is not None:
+                    quarantine(session, change, why, None)
+                    continue
                 change.state = ChangeState.PENDING
                 released += 1
     return released
 
 
-def set_paused(runtime: Runtime, *, paused: bool) -> None:
-    """Stop or restart scheduled cycles; outlives a restart of the service."""
+def pause(runtime: Runtime) -> None:
+    """Stop scheduled cycles; outlives a restart of the service."""
     with runtime.database.transaction() as session:
-        session.merge(Control(key=PAUSED, value="yes" if paused else "no", updated_at=utc_now()))
+        session.merge(Control(key=PAUSED, value="yes", updated_at=utc_now()))
+
+
+def resume(runtime: Runtime) -> None:
+    """Restart scheduled cycles, and let go what the rate breaker holds."""
+    with runtime.database.transaction() as session:
+        session.merge(Control(key=PAUSED, value="no", updated_at=utc_now()))
+        acknowledge(session)
 
 
 def is_paused(runtime: Runtime) -> bool:

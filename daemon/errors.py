@@ -4,6 +4,7 @@ DaemonError
 ├── ConfigInvalid     the configuration cannot be used
 ├── NameTaken         ``daemon`` resolves to another distribution
 ├── NothingPromoted   the command needs a state that has run once
+├── TooEarly          a source asked to be left alone for a while
 └── NotPossible       the request does not fit the present state
 
 Errors of the rooms (``SourceError``, ``EditorError``, ``StoreError``) pass through; every message is one line and
@@ -25,6 +26,10 @@ class NameTaken(DaemonError):
 
 class NothingPromoted(DaemonError):
     """No version exists yet."""
+
+
+class TooEarly(DaemonError):
+    """A source asked to be left alone, and its time has not come."""
 
 
 class NotPossible(DaemonError):
