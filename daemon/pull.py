@@ -82,7 +82,8 @@ def _where_we_stand(runtime: Runtime) -> _Stand:
         stored = session.get(SourceCursor, runtime.source_name)
         load = session.get(Control, LOAD)
         if load is None and stored is None:
-            load = Control(key=LOAD, value=FIRST)
+            # Another address, or another snapshot's path, is read whole over what is recorded.
+            load = Control(key=LOAD, value=FIRST if session.get(Control, BASELINE) is None else FULL)
             session.add(load)
         cursor = None if stored is None else Cursor(stored.modified_at, stored.revision)
         return _Stand(cursor, "" if load is None else load.value)

@@ -1,4 +1,4 @@
-"""Replay of real snapshots: at every poll the recorded facts are the truth, no change is missed and none comes twice."""
+"""Replay of real snapshots: recorded facts are the truth at every poll, no change is missed and none comes twice."""
 
 from __future__ import annotations
 
