@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sqlmodel import col, select
+
 from daemon.batch import quarantine
 from daemon.expansion import expand, expanded_values
 from sources import Outcome
@@ -50,12 +52,19 @@ def record_page(session: Session, page: Page, reading: Reading) -> int:
 
     Recording a page again changes nothing.
     """
-    return sum(record(session, seen, reading) for seen in page.observations)
+    qids = {seen.qid for seen in page.observations}
+    facts = {(fact.qid, fact.pid): fact for fact in session.exec(select(Fact).where(col(Fact.qid).in_(qids)))}
+    return sum(_record(session, seen, reading, facts) for seen in page.observations)
 
 
 def record(session: Session, seen: Observation, reading: Reading) -> bool:
     """Record one observation; returns whether the slot has changed."""
     fact = session.get(Fact, (seen.qid, seen.pid))
+    return _record(session, seen, reading, {} if fact is None else {(seen.qid, seen.pid): fact})
+
+
+def _record(session: Session, seen: Observation, reading: Reading, facts: dict[tuple[str, str], Fact]) -> bool:
+    fact = facts.get((seen.qid, seen.pid))
     if not _is_news(fact, seen, reading):
         return False
     last = newest_change(session, seen.qid, seen.pid)
@@ -70,7 +79,7 @@ def record(session: Session, seen: Observation, reading: Reading) -> bool:
         state=ChangeState.PENDING if first and not seen.fault else ChangeState.SETTLING,
     )  # fmt: skip
     former_label = seen.subject_label if fact is None else fact.subject_label
-    fact = _remember(session, fact, seen, change, before)
+    fact = facts[seen.qid, seen.pid] = _remember(session, fact, seen, change, before)
     if baseline or (seen.outcome is Outcome.AMBIGUOUS and not seen.fault):
         return False
     stands = value_ids(before if last is None else last.new_values)

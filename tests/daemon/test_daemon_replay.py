@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from living_wiki import in_process
@@ -80,7 +80,10 @@ def check_changes(replay: Replay, database: Database) -> None:
     assert sum(map(len, replay.expected.values())) > 10
 
 
-@examples(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture],
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # a history does not become clearer by being shrunk
+)  # fmt: skip
 @given(
     seed=st.integers(0, 10_000), page_size=st.integers(1, 60), chunk=st.integers(1, 40),
     overlap=st.integers(0, 90), lag=st.integers(0, 10),
