@@ -108,20 +108,21 @@ def release(runtime: Runtime, qid: str | None) -> int:
     """Let quarantined changes (of one subject, or all) be tried again; returns how many.
 
     The other direction of a fact is released with it. A change that a later one of the same slot has overtaken stays
-    where it is, and one without usable labels is kept out again.
+    where it is, and what has no usable labels is kept out again.
     """
     with runtime.database.transaction() as session:
         kept_out = select(Quarantine, Change).join(Change, col(Change.id) == col(Quarantine.change_id))
         rows = session.exec(kept_out.where(col(Quarantine.released_at).is_(None)).order_by(col(Quarantine.id))).all()
         groups = {change.group for _, change in rows if qid in (None, change.qid)}
+        without = {change.group: why for _, change in rows if (why := unspeakable(change)) is not None}
         released = 0
         for row, change in rows:
             if change.group not in groups:
                 continue
             row.released_at = utc_now()
             if change.state is ChangeState.QUARANTINED and newest_change(session, change.qid, change.pid) is change:
-                if (why := unspeakable(change)) is not None:
-                    quarantine(session, change, why, None)
+                if change.group in without:
+                    quarantine(session, change, without[change.group], None)
                     continue
                 change.state = ChangeState.PENDING
                 released += 1

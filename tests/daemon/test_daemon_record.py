@@ -202,6 +202,16 @@ def test_released_without_a_label_it_is_kept_out_again(book: Book, runtime: Runt
     assert "no usable label of Q3" in reason
 
 
+def test_its_other_ends_are_not_released_without_it(book: Book, runtime: Runtime) -> None:
+    book.read(seen(0, *SLOT, "Q2"))
+    book.read(seen(1, *SLOT, "Q3"))
+    book.read(faulty(2, *SLOT, "Q4"))
+    for qid in ("Q2", "Q1", None):
+        assert release(runtime, qid) == 0
+    assert {state for *_, state in book.standing().values()} == {"quarantined"}
+    assert len(kept_out(book)) == len(book.standing())
+
+
 # Labels that change.
 
 
