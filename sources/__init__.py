@@ -72,6 +72,8 @@ class FeedOptions(TypedDict, total=False):
     lag: timedelta
     languages: Sequence[str]
     stamps: Stamps
+    blocklist: Sequence[str]
+    longest_label: int
 
 
 def open_embedded(path: Path, relations: Sequence[Relation], **options: Unpack[FeedOptions]) -> WikidataSource:
