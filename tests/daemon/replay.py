@@ -53,12 +53,13 @@ def snapshots(repositories: int | None = None, seed: int = 0) -> list[dict[str, 
 
 
 def labels(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """The first label of every item."""
+    """The first label of every item, or a plain one where it could not stand in a prompt."""
     found: dict[str, str] = {}
     for row in rows:
         for subject, subject_label, _, value, value_label, *_ in row["triples"]:
             for qid, label in ((subject, subject_label), (value, value_label)):
-                found.setdefault(qid, label if label and label.isascii() and label.isprintable() else f"Item {qid}")
+                usable = label and label.isascii() and label.isprintable() and len(label) <= 100
+                found.setdefault(qid, label if usable else f"Item {qid}")
     return found
 
 
