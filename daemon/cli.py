@@ -11,6 +11,7 @@ import typer
 
 from daemon import control, inspect
 from daemon.ask import ask as ask_versions
+from daemon.audit import audit as compare_sample
 from daemon.calibrate import calibrate as find_settings
 from daemon.calibrate import check_output, write_settings
 from daemon.calibrate import report as calibration_of
@@ -20,6 +21,7 @@ from daemon.demo import DEMO_DIRECTORY, run_demo
 from daemon.errors import ConfigInvalid, DaemonError
 from daemon.logs import configure_logging
 from daemon.options import chosen_config, configured, reading, wants_json
+from daemon.pull import start_over
 from daemon.report import page, write_page
 from daemon.report import report as report_of
 from daemon.runtime import Runtime
@@ -27,6 +29,7 @@ from daemon.service import Service
 from daemon.setup import check_package_names, set_up
 from daemon.show import (
     show_answers,
+    show_audit,
     show_calibration,
     show_cycle,
     show_facts,
@@ -134,9 +137,14 @@ def once(context: typer.Context) -> None:
 
 @app.command()
 @reading
-def pull(context: typer.Context) -> None:
+def pull(
+    context: typer.Context,
+    full: Annotated[bool, typer.Option("--full", help="Read everything again, whatever was read before.")] = False,
+) -> None:
     """Run only the pull phase of a cycle; the next `once` goes on from there."""
     with _writing(context) as runtime:
+        if full:
+            start_over(runtime)
         cycle = run_cycle(runtime, until=Phase.DIFF)
     _finish(context, cycle)
 
@@ -225,6 +233,18 @@ def verify(context: typer.Context) -> None:
 
 
 @app.command()
+@reading
+def audit(
+    context: typer.Context,
+    sample: Annotated[int, typer.Option(min=1, help="How many recorded facts to compare.")] = 200,
+) -> None:
+    """Compare recorded facts, chosen at random, with the source. Exit code 1: some differ."""
+    report = compare_sample(Runtime(_settings(context)), sample)
+    print_json(report) if wants_json(context) else show_audit(report)
+    raise typer.Exit(1 if report["drifted"] else 0)
+
+
+@app.command()
 @configured
 def rollback(
     context: typer.Context,
@@ -258,15 +278,15 @@ def reject(context: typer.Context, version: int) -> None:
 @configured
 def pause(context: typer.Context) -> None:
     """Stop scheduled cycles until `resume`; `once` still works."""
-    control.set_paused(Runtime(_settings(context)), paused=True)
+    control.pause(Runtime(_settings(context)))
     print_line("paused")
 
 
 @app.command()
 @configured
 def resume(context: typer.Context) -> None:
-    """Start scheduled cycles again."""
-    control.set_paused(Runtime(_settings(context)), paused=False)
+    """Start scheduled cycles again, and let go what the rate breaker holds."""
+    control.resume(Runtime(_settings(context)))
     print_line("resumed")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,9 +17,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from daemon.errors import ConfigInvalid
 from editor import TextSource
+from sources import Stamps
 
 ENVIRONMENT_PREFIX = "FACTSYNCD_"
 CONFIG_VARIABLE = "FACTSYNCD_CONFIG"
+DAY = 86_400.0
 
 
 class Section(BaseModel):
@@ -55,13 +58,38 @@ class SourceSection(Section):
     """``name/version (url; mail)``; required for ``endpoint``."""
     timeout_seconds: float = Field(65.0, gt=0)
     page_size: int = Field(500, ge=1)
+    chunk: int = Field(200, ge=1)
+    """Items per query for statements, labels and revisions."""
+    overlap_seconds: float | None = Field(None, ge=0)
+    """How far before the cursor an endpoint is read again."""
+    lag_seconds: float | None = Field(None, ge=0)
+    """How far to stay behind the replication time."""
+    memory_seconds: float | None = Field(None, gt=0)
+    """How old a cursor may be before the source is taken not to know all that happened since; by default any age."""
+    stamps: Stamps = Stamps.ITEM
+    """Whether ``schema:dateModified`` and ``schema:version`` sit on the item or on its document (raw dumps)."""
     languages: tuple[str, ...] = ("en", "mul")
     properties: tuple[str, ...] = ()
     """P-ids of the relation catalogue; empty: all of them."""
+    filters: dict[str, dict[str, tuple[str, ...]]] = {}
+    """``{P6 = {P31 = ["Q6256"]}}``: P6 is watched only for items that have one of these values of P31."""
     catalogue: Path | None = None
     """A TOML file with further relations."""
+    blocklist: tuple[str, ...] = ()
+    """Words or regular expressions that no label may contain, whatever the case."""
+    longest_label: int = Field(120, ge=1)
+    """Characters."""
     first_load: Literal["record", "edit"] = "record"
     """Whether facts met on the first load are only recorded, or also edited where the model does not hold them."""
+    revisions_seconds: float = Field(3600.0, ge=0)
+    """Between two comparisons of all tracked items' revisions, which find what the feed does not tell."""
+    reconcile_seconds: float = Field(7 * DAY, ge=0)
+    """Between two readings of all tracked items, modified or not."""
+    audit_sample: int = Field(0, ge=0)
+    """Facts that the service compares with the source at a time; 0: none."""
+    audit_seconds: float = Field(DAY, gt=0)
+    second_opinion: str | None = None
+    """Address of a MediaWiki Action API that is asked before a value is displaced or withdrawn."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -69,7 +97,27 @@ class SourceSection(Section):
             raise ValueError("kind embedded needs path, an RDF file or an Oxigraph directory")
         if self.kind == "endpoint" and (self.url is None or self.user_agent is None):
             raise ValueError("kind endpoint needs url and user_agent")
+        if self.second_opinion is not None and self.user_agent is None:
+            raise ValueError("second_opinion needs user_agent")
         return self
+
+
+class SettleSection(Section):
+    """How long a change must stand before it may be edited. None: by the kind of the source."""
+
+    seconds: float | None = Field(None, ge=0)
+    polls: int | None = Field(None, ge=1)
+    """Pulls at whose end it stood, the one that found it included."""
+
+
+class BreakerSection(Section):
+    """How much may change before an operator is asked. None: by the kind of the source."""
+
+    window_seconds: float = Field(DAY, gt=0)
+    property_share: float | None = Field(None, gt=0)
+    overall_share: float | None = Field(None, gt=0)
+    minimum: int = Field(25, ge=1)
+    """Fewer changes never trip it."""
 
 
 class DiffSection(Section):
@@ -222,6 +270,8 @@ class Settings(BaseSettings):
     state: StateSection = StateSection()
     model: ModelSection = ModelSection()
     source: SourceSection
+    settle: SettleSection = SettleSection()
+    breaker: BreakerSection = BreakerSection()
     diff: DiffSection = DiffSection()
     batch: BatchSection = BatchSection()
     edit: EditSection = EditSection()
@@ -242,6 +292,25 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over the file (which arrives as keyword arguments)."""
         return env_settings, init_settings
+
+    @property
+    def settling(self) -> tuple[timedelta, int]:
+        """For how long, and at the end of how many pulls, a change must stand.
+
+        A snapshot comes whole and nobody vandalises it; an endpoint shows every edit as it is made.
+        """
+        live = self.source.kind == "endpoint"
+        seconds, polls = self.settle.seconds, self.settle.polls
+        return (
+            timedelta(seconds=(3600.0 if live else 0.0) if seconds is None else seconds),
+            (2 if live else 1) if polls is None else polls,
+        )
+
+    @property
+    def breaker_shares(self) -> tuple[float | None, float | None]:
+        """Largest shares of a property's facts and of all facts that may change in the window; None: any."""
+        of_property, overall = (0.1, 0.05) if self.source.kind == "endpoint" else (None, None)
+        return self.breaker.property_share or of_property, self.breaker.overall_share or overall
 
     @property
     def database_location(self) -> str | Path:

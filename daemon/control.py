@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from sqlmodel import col, select
 
+from daemon.answers import unspeakable
 from daemon.batch import quarantine
+from daemon.breaker import acknowledge
 from daemon.errors import NotPossible
 from daemon.promote import accept, refuse
 from daemon.publish import deliver
@@ -106,27 +108,38 @@ def release(runtime: Runtime, qid: str | None) -> int:
     """Let quarantined changes (of one subject, or all) be tried again; returns how many.
 
     The other direction of a fact is released with it. A change that a later one of the same slot has overtaken stays
-    where it is.
+    where it is, and what has no usable labels is kept out again.
     """
     with runtime.database.transaction() as session:
         kept_out = select(Quarantine, Change).join(Change, col(Change.id) == col(Quarantine.change_id))
         rows = session.exec(kept_out.where(col(Quarantine.released_at).is_(None)).order_by(col(Quarantine.id))).all()
         groups = {change.group for _, change in rows if qid in (None, change.qid)}
+        without = {change.group: why for _, change in rows if (why := unspeakable(change)) is not None}
         released = 0
         for row, change in rows:
             if change.group not in groups:
                 continue
             row.released_at = utc_now()
             if change.state is ChangeState.QUARANTINED and newest_change(session, change.qid, change.pid) is change:
+                if change.group in without:
+                    quarantine(session, change, without[change.group], None)
+                    continue
                 change.state = ChangeState.PENDING
                 released += 1
     return released
 
 
-def set_paused(runtime: Runtime, *, paused: bool) -> None:
-    """Stop or restart scheduled cycles; outlives a restart of the service."""
+def pause(runtime: Runtime) -> None:
+    """Stop scheduled cycles; outlives a restart of the service."""
     with runtime.database.transaction() as session:
-        session.merge(Control(key=PAUSED, value="yes" if paused else "no", updated_at=utc_now()))
+        session.merge(Control(key=PAUSED, value="yes", updated_at=utc_now()))
+
+
+def resume(runtime: Runtime) -> None:
+    """Restart scheduled cycles, and let go what the rate breaker holds."""
+    with runtime.database.transaction() as session:
+        session.merge(Control(key=PAUSED, value="no", updated_at=utc_now()))
+        acknowledge(session)
 
 
 def is_paused(runtime: Runtime) -> bool:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from sqlmodel import select
 
+from daemon.answers import unspeakable
+from daemon.batch import quarantine
 from daemon.beliefs import Holding, measure_beliefs, question_of
 from store.cycles import advance
 from store.ledger import ledger_edits, promoted
@@ -21,6 +23,7 @@ def diff(runtime: Runtime, cycle_id: int) -> None:
     Raises:
         StoreError, EditorError: the promoted version cannot be read or probed.
     """
+    _keep_unspeakable_out(runtime)
     with runtime.database.read() as session:
         version = promoted(session)
         assert version is not None  # made when the state was set up
@@ -45,6 +48,14 @@ def diff(runtime: Runtime, cycle_id: int) -> None:
             uneditable += change.state is ChangeState.UNEDITABLE
         advance(session, cycle_id, Phase.BATCH, pending=len(pending), held=held)
     runtime.log.info("diffed", pending=len(pending), held=held, uneditable=uneditable)
+
+
+def _keep_unspeakable_out(runtime: Runtime) -> None:
+    """What has no usable label must not become part of a prompt."""
+    with runtime.database.transaction() as session:
+        for change in session.exec(select(Change).where(Change.state == ChangeState.PENDING)).all():
+            if (why := unspeakable(change)) is not None:
+                quarantine(session, change, why, None)
 
 
 def _holds(belief: Belief, edit: Edit | None) -> bool:

@@ -6,6 +6,7 @@ DaemonError
 ├── NothingPromoted     the command needs a state that has run once
 ├── ProbesOverlap       a probe is not apart from what shapes the weights
 ├── MeasurementInvalid  what the gate compares with cannot be measured
+├── TooEarly            a source asked to be left alone for a while
 └── NotPossible         the request does not fit the present state
 
 Errors of the rooms (``SourceError``, ``EditorError``, ``StoreError``) pass through; every message is one line and
@@ -35,6 +36,10 @@ class ProbesOverlap(DaemonError):
 
 class MeasurementInvalid(DaemonError):
     """What the gate compares with cannot be measured."""
+
+
+class TooEarly(DaemonError):
+    """A source asked to be left alone, and its time has not come."""
 
 
 class NotPossible(DaemonError):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sqlmodel import SQLModel, col, func, select
 
+from daemon.breaker import latches
 from daemon.errors import NotPossible
+from daemon.patience import resting
 from store.ledger import held_candidate, ledger_edits, promoted
 from store.tables import (
     Belief,
@@ -22,6 +25,7 @@ from store.tables import (
     Publication,
     Quarantine,
     SourceCursor,
+    UnreadItem,
     Version,
 )
 
@@ -47,6 +51,9 @@ def status(session: Session) -> Row:
             select(func.count()).select_from(Quarantine).where(col(Quarantine.released_at).is_(None))
         ).one(),
         "paused": (control := session.get(Control, "paused")) is not None and control.value == "yes",
+        "unread_items": session.exec(select(func.count()).select_from(UnreadItem)).one(),
+        "breakers": [asdict(latch) for latch in latches(session)],
+        "resting": resting(session),
         "sources": [_row(cursor) for cursor in session.exec(select(SourceCursor))],
         "last_cycle": None if cycle is None else _row(cycle),
         "publications_pending": session.exec(
@@ -110,12 +117,14 @@ def why(session: Session, qid: str, pid: str | None) -> list[Row]:
 
 
 def quarantined(session: Session) -> list[Row]:
-    """What is kept out at present, with the reasons."""
+    """What is kept out at present, with the reasons: changes, and items that could not be read (``kind``)."""
     rows = select(Quarantine, Change).join(Change, col(Change.id) == col(Quarantine.change_id))
-    return [
-        _row(kept) | {"subject": change.subject_label, "new_values": change.new_values}
+    changes = [
+        _row(kept) | {"kind": "change", "subject": change.subject_label, "new_values": change.new_values}
         for kept, change in session.exec(rows.where(col(Quarantine.released_at).is_(None)).order_by(col(Quarantine.id)))
     ]
+    items = session.exec(select(UnreadItem).order_by(col(UnreadItem.created_at), UnreadItem.qid))
+    return changes + [_row(item) | {"kind": "item"} for item in items]
 
 
 def _story(session: Session, qid: str, pid: str) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,17 +12,34 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlmodel import col, func, select
 
+from daemon.breaker import ALL, latches
 from store import StoreError
 from store.ledger import ledger_edits, promoted
-from store.tables import Change, ChangeState, GateMeasure, Version, VersionState
+from store.tables import (
+    Change,
+    ChangeState,
+    Control,
+    Fact,
+    GateMeasure,
+    Quarantine,
+    SourceCursor,
+    UnreadItem,
+    Version,
+    VersionState,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
+    from sqlmodel import Session
+
     from store import Database
     from store.tables import Cycle, Phase
 
+REQUEST_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+AUDITED = "audited"
+"""Control: when the service last audited, and the share that had drifted."""
 PHASE_SECONDS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)
 
 
@@ -37,10 +55,21 @@ class Metrics:
             "factsyncd_phase_duration_seconds", "Duration of a phase.", ["phase"],
             buckets=PHASE_SECONDS, registry=self.registry,
         )  # fmt: skip
-        self._watermark = Gauge(
-            "factsyncd_watermark_timestamp_seconds", "Time up to which a source was read.", ["source"],
+        self._replicated = Gauge(
+            "factsyncd_source_replication_timestamp_seconds", "Time up to which a source is complete.", ["source"],
             registry=self.registry,
         )  # fmt: skip
+        self._requests = Counter(
+            "factsyncd_source_requests", "Requests to sources, by outcome.", ["outcome"], registry=self.registry
+        )
+        self._request_seconds = Histogram(
+            "factsyncd_source_request_duration_seconds", "Duration of a request to a source.",
+            buckets=REQUEST_SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self._items = Counter("factsyncd_source_items", "Items read from the source.", registry=self.registry)
+        self._opinions = Counter(
+            "factsyncd_second_opinions", "Changes by what the second opinion said.", ["answer"], registry=self.registry
+        )
         self._last_success = Gauge(
             "factsyncd_last_success_timestamp_seconds", "When a cycle last ended without an error.",
             registry=self.registry,
@@ -55,9 +84,22 @@ class Metrics:
         with self._phases.labels(phase.value).time():
             yield
 
-    def watermark(self, source: str, moment: datetime) -> None:
-        """Record how far a source was read."""
-        self._watermark.labels(source).set(moment.timestamp())
+    def replicated(self, source: str, moment: datetime) -> None:
+        """Record up to when a source is complete."""
+        self._replicated.labels(source).set(moment.timestamp())
+
+    def request(self, outcome: str, seconds: float) -> None:
+        """Count a request to a source."""
+        self._requests.labels(outcome).inc()
+        self._request_seconds.observe(seconds)
+
+    def items(self, count: int) -> None:
+        """Count items that were read."""
+        self._items.inc(count)
+
+    def second_opinion(self, answer: str, changes: int) -> None:
+        """Count changes by what the second opinion said of them."""
+        self._opinions.labels(answer).inc(changes)
 
     def finished(self, cycle: Cycle | None) -> None:
         """Count a cycle; None is one that failed."""
@@ -109,6 +151,7 @@ class StateCollector(Collector):
                 if newest is None
                 else session.exec(select(GateMeasure).where(GateMeasure.version_id == newest.id)).all()
             )
+            yield from _of_the_source(session)
         changes = GaugeMetricFamily("factsyncd_changes", "Changes by state.", labels=["state"])
         for state in ChangeState:
             changes.add_metric([state.value], counts.get(state, 0))
@@ -125,3 +168,36 @@ class StateCollector(Collector):
             if measure.candidate is not None:
                 quality.add_metric([measure.measure, measure.against], measure.candidate)
         yield quality
+
+
+def _of_the_source(session: Session) -> Iterator[GaugeMetricFamily]:
+    """How far sources were read, and what of them is kept back."""
+    watermark = GaugeMetricFamily(
+        "factsyncd_watermark_timestamp_seconds", "Time up to which a source was read.", labels=["source"]
+    )
+    for cursor in session.exec(select(SourceCursor)):
+        watermark.add_metric([cursor.source], cursor.modified_at.timestamp())
+    yield watermark
+    yield GaugeMetricFamily(
+        "factsyncd_quarantined_changes", "Changes kept out of the weights.",
+        value=session.exec(
+            select(func.count()).select_from(Quarantine).where(col(Quarantine.released_at).is_(None))
+        ).one(),
+    )  # fmt: skip
+    yield GaugeMetricFamily(
+        "factsyncd_unread_items", "Items that the source could not tell about, to be asked for again.",
+        value=session.exec(select(func.count()).select_from(UnreadItem)).one(),
+    )  # fmt: skip
+    breakers = GaugeMetricFamily(
+        "factsyncd_breaker_tripped", "Whether the rate breaker holds a property's changes.", labels=["property"]
+    )
+    tripped = {latch.property for latch in latches(session)}
+    for name in [ALL, *session.exec(select(Fact.pid).distinct().order_by(Fact.pid))]:
+        breakers.add_metric([name], name in tripped)
+    yield breakers
+    audited = session.get(Control, AUDITED)
+    if audited is not None:
+        yield GaugeMetricFamily(
+            "factsyncd_audit_drift_ratio", "Share of the facts last audited that differ from the source.",
+            value=json.loads(audited.value)["drift"],
+        )  # fmt: skip

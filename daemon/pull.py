@@ -1,65 +1,122 @@
-"""Pull: record what changed at the source since it was last read.
+"""Pull: record what changed at the source since it was last read, and settle what has stood for long enough.
 
 Each page's facts, changes and cursor are committed together, so a kill between pages loses nothing.
 """
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from daemon.expansion import expand, expanded_values
-from sources import Cursor, Observation, Outcome, Page
-from store.changes import record_change
+from daemon import breaker
+from daemon.audit import audit_when_due
+from daemon.patience import asking
+from daemon.record import Reading, record_page
+from daemon.settle import settle
+from daemon.tracking import all_is_fresh, look_after
+from daemon.unread import note_page
+from sources import Cursor
 from store.cycles import advance
-from store.tables import Change, Control, Fact, Phase, SourceCursor, Values, utc_now
+from store.tables import Control, Phase, SourceCursor, utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sqlmodel import Session
 
     from daemon.runtime import Runtime
-    from sources import Relation, WikidataSource
+    from sources import WikidataSource
 
 BASELINE = "baseline"
 """Control: facts first seen at or before this time are recorded, not edited."""
+LOAD = "load"
+"""Control: everything is being read, for the ``first`` time or again (``full``); gone once all of it is read."""
+FIRST, FULL = "first", "full"
 EVERYTHING = datetime(1, 1, 1, tzinfo=UTC)
+PROGRESS_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Stand:
+    """How far a source was read, and which load of everything is unfinished (empty: none)."""
+
+    cursor: Cursor | None
+    load: str
 
 
 def pull(runtime: Runtime, cycle_id: int) -> None:
     """Record facts and changes up to the source's present.
 
     Raises:
+        TooEarly: the source asked to be left alone for a while.
         SourceError: the source failed; pages recorded before stay, the cursor stands behind them.
     """
-    source = runtime.open_source()
-    cursor, baseline = _where_we_stand(runtime, source)
-    items = changes = 0
-    for page in source.pages(cursor):
-        with runtime.database.transaction() as session:
-            changes += record_page(session, page, baseline, cycle_id, runtime.relations)
-            _set_cursor(session, runtime.source_name, page.cursor)
-        items += page.items
-        runtime.progress("pull", items, items)
-    runtime.metrics.watermark(runtime.source_name, source.replication_time())
-    runtime.log.info("pulled", items=items, changes=changes)
-    with runtime.database.transaction() as session:
-        advance(session, cycle_id, Phase.DIFF, items=items, changes=changes)
+    with asking(runtime, runtime.source_name):
+        stand = _where_we_stand(runtime)
+        # While everything is read, the cursor is as old as the oldest item.
+        source = runtime.open_source(forgetful=not stand.load)
+        replicated = source.replication_time()
+        runtime.metrics.replicated(runtime.source_name, replicated)
+        reading = Reading(
+            cycle_id, replicated, _baseline(runtime, replicated), runtime.relations, first_load=stand.load == FIRST
+        )
+        items, changes = _read_feed(runtime, source, stand, reading)
+        if stand.load:
+            _end_load(runtime, stand.load)
+        changes += look_after(runtime, source, reading)
+        audit_when_due(runtime, source)
+    _settle(runtime, reading, items, changes)
 
 
-def _where_we_stand(runtime: Runtime, source: WikidataSource) -> tuple[Cursor | None, datetime]:
-    """The cursor, and the time up to which facts are the baseline (fixed before the first page is read)."""
+def start_over(runtime: Runtime) -> None:
+    """Have the next pull read everything again, whatever the cursor; what is recorded stays."""
     with runtime.database.transaction() as session:
         stored = session.get(SourceCursor, runtime.source_name)
+        if stored is not None:
+            session.delete(stored)
+            session.merge(Control(key=LOAD, value=FULL, updated_at=utc_now()))
+
+
+def _where_we_stand(runtime: Runtime) -> _Stand:
+    with runtime.database.transaction() as session:
+        stored = session.get(SourceCursor, runtime.source_name)
+        load = session.get(Control, LOAD)
+        if load is None and stored is None:
+            # Another address, or another snapshot's path, is read whole over what is recorded.
+            load = Control(key=LOAD, value=FIRST if session.get(Control, BASELINE) is None else FULL)
+            session.add(load)
+        cursor = None if stored is None else Cursor(stored.modified_at, stored.revision)
+        return _Stand(cursor, "" if load is None else load.value)
+
+
+def _baseline(runtime: Runtime, replicated: datetime) -> datetime:
+    """The time up to which facts are the baseline, fixed before the first page is read."""
+    with runtime.database.transaction() as session:
         control = session.get(Control, BASELINE)
         if control is None:
-            recorded_only = runtime.settings.source.first_load == "record"
-            moment = source.replication_time() if recorded_only else EVERYTHING
+            moment = replicated if runtime.settings.source.first_load == "record" else EVERYTHING
             control = Control(key=BASELINE, value=moment.isoformat())
             session.add(control)
-        baseline = datetime.fromisoformat(control.value)
-    return (None if stored is None else Cursor(stored.modified_at, stored.revision)), baseline
+        return datetime.fromisoformat(control.value)
+
+
+def _read_feed(runtime: Runtime, source: WikidataSource, stand: _Stand, reading: Reading) -> tuple[int, int]:
+    """Record the feed from the cursor on; returns how many items were read and changes recorded."""
+    items = changes = 0
+    told = time.monotonic()
+    for page in source.pages(stand.cursor):
+        with runtime.database.transaction() as session:
+            changes += record_page(session, page, reading)
+            note_page(session, page)
+            assert page.cursor is not None  # as of every page of the feed
+            _set_cursor(session, runtime.source_name, page.cursor)
+        items += page.items
+        runtime.metrics.items(page.items)
+        runtime.progress(f"pull: up to {page.cursor.modified:%Y-%m-%d}", items, 0)
+        if time.monotonic() - told >= PROGRESS_SECONDS:
+            told = time.monotonic()
+            runtime.log.info("reading", items=items, changes=changes, reached=page.cursor.modified.isoformat())
+    return items, changes
 
 
 def _set_cursor(session: Session, source: str, cursor: Cursor) -> None:
@@ -68,47 +125,23 @@ def _set_cursor(session: Session, source: str, cursor: Cursor) -> None:
     )
 
 
-def record_page(
-    session: Session, page: Page, baseline: datetime, cycle_id: int, relations: Mapping[str, Relation]
-) -> int:
-    """Record a page's observations and what they change, in both directions; returns how many were changes.
+def _end_load(runtime: Runtime, load: str) -> None:
+    """Everything is read: from now on changes settle, and count for the breaker."""
+    all_is_fresh(runtime)
+    with runtime.database.transaction() as session:
+        if load == FIRST:
+            breaker.acknowledge(session)
+        session.delete(session.get_one(Control, LOAD))
 
-    Recording a page again changes nothing.
-    """
-    return sum(_record(session, seen, baseline, cycle_id, relations) for seen in page.observations)
 
-
-def _record(
-    session: Session, seen: Observation, baseline: datetime, cycle_id: int, relations: Mapping[str, Relation]
-) -> bool:
-    fact = session.get(Fact, (seen.qid, seen.pid))
-    if fact is not None and seen.revision <= fact.revision:
-        return False
-    if fact is None and not seen.values:
-        return False  # never had a value: not a slot we track
-    before: Values = expanded_values(session, seen.qid, seen.pid, relations) if fact is None else fact.values
-    after: Values = [{"kind": value.kind.value, "id": value.id, "label": value.label} for value in seen.values]
-    of_baseline = fact is None and not before and seen.modified <= baseline
-    if fact is None:
-        fact = Fact(
-            qid=seen.qid, pid=seen.pid, subject_label=seen.subject_label, outcome=seen.outcome.value,
-            reason=seen.reason, values=after, revision=seen.revision, statement=seen.statement,
-            modified_at=seen.modified, recorded_at=utc_now(),
-        )  # fmt: skip
-    fact.outcome, fact.reason = seen.outcome.value, seen.reason
-    fact.revision, fact.modified_at, fact.recorded_at = seen.revision, seen.modified, utc_now()
-    if seen.outcome is not Outcome.AMBIGUOUS:
-        # An ambiguous moment does not overwrite the last value that was certain, nor the label it was told with.
-        fact.values, fact.statement = after, seen.statement
-        fact.subject_label = seen.subject_label or fact.subject_label
-    session.add(fact)
-    differs = [value["id"] for value in before] != [value["id"] for value in after]
-    if not differs or of_baseline or seen.outcome is Outcome.AMBIGUOUS:
-        return False
-    change = Change(
-        qid=seen.qid, pid=seen.pid, subject_label=fact.subject_label, old_values=before, new_values=after,
-        revision=seen.revision, statement=seen.statement, modified_at=seen.modified, cycle_id=cycle_id,
-    )  # fmt: skip
-    record_change(session, change)
-    expand(session, change, relations)
-    return True
+def _settle(runtime: Runtime, reading: Reading, items: int, changes: int) -> None:
+    with runtime.database.transaction() as session:
+        tripped, reset = breaker.watch(session, runtime.settings)
+        held = [latch.property for latch in tripped]
+        settled, settling = settle(session, runtime.settings.settling, reading.replicated, held)
+        advance(session, reading.cycle_id, Phase.DIFF, items=items, changes=changes, settled=settled, settling=settling)
+    for latch in tripped:
+        runtime.log.warning("breaker tripped", property=latch.property, changes=latch.changes, facts=latch.facts)
+    for name in reset:
+        runtime.log.info("breaker reset by itself", property=name)
+    runtime.log.info("pulled", items=items, changes=changes, settled=settled, settling=settling)

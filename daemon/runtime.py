@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import timedelta
 from functools import cached_property
 from importlib import metadata
 from typing import TYPE_CHECKING
@@ -24,11 +25,21 @@ from editor import (
     settings_for,
     silent,
 )
-from sources import Relation, WikidataSource, load_catalogue, open_embedded, open_endpoint
+from sources import (
+    ActionApi,
+    FeedOptions,
+    Relation,
+    WikidataSource,
+    load_catalogue,
+    open_action_api,
+    open_embedded,
+    open_endpoint,
+)
 from store import ArtifactStore, Database, StateUnwritable, open_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from daemon.config import Settings
     from editor import Progress
@@ -100,13 +111,18 @@ class Runtime:
         known = self._catalogue.get(pid)
         return pid if known is None else known.label
 
-    def open_source(self) -> WikidataSource:
-        """The configured source, read afresh (an embedded snapshot may have been replaced)."""
+    def open_source(self, *, forgetful: bool = True) -> WikidataSource:
+        """The configured source, read afresh (an embedded snapshot may have been replaced).
+
+        Args:
+            forgetful: whether a cursor may be too old for it (``source.memory_seconds``).
+        """
         wanted = self.settings.source
         relations = list(self.relations.values())
+        options = self._feed_options(forgetful=forgetful)
         if wanted.kind == "embedded":
             assert wanted.path is not None  # the configuration was checked
-            return open_embedded(wanted.path, relations, page_size=wanted.page_size, languages=wanted.languages)
+            return open_embedded(wanted.path, relations, **options)
         assert wanted.url is not None
         assert wanted.user_agent is not None
         return open_endpoint(
@@ -114,9 +130,49 @@ class Runtime:
             relations,
             user_agent=wanted.user_agent,
             timeout_seconds=wanted.timeout_seconds,
-            page_size=wanted.page_size,
-            languages=wanted.languages,
+            observer=self.metrics.request,
+            turnstile=self._turnstile,
+            **options,
         )
+
+    def open_second_opinion(self, address: str) -> ActionApi:
+        """The Action API at an address."""
+        wanted = self.settings.source
+        assert wanted.user_agent is not None  # the configuration was checked
+        return open_action_api(
+            address,
+            list(self.relations.values()),
+            user_agent=wanted.user_agent,
+            timeout_seconds=wanted.timeout_seconds,
+            languages=wanted.languages,
+            observer=self.metrics.request,
+            turnstile=self._turnstile,
+        )
+
+    @property
+    def _turnstile(self) -> Path:
+        """Where processes that share this state take turns at a host."""
+        return self.settings.state.directory / "turnstile"
+
+    def _feed_options(self, *, forgetful: bool) -> FeedOptions:
+        """What is configured; what is not is left to the kind of source."""
+        wanted = self.settings.source
+        options = FeedOptions(
+            page_size=wanted.page_size,
+            chunk=wanted.chunk,
+            languages=wanted.languages,
+            stamps=wanted.stamps,
+            filters=wanted.filters,
+            blocklist=wanted.blocklist,
+            longest_label=wanted.longest_label,
+        )
+        if wanted.overlap_seconds is not None:
+            options["overlap"] = timedelta(seconds=wanted.overlap_seconds)
+        if wanted.lag_seconds is not None:
+            options["lag"] = timedelta(seconds=wanted.lag_seconds)
+        if forgetful and wanted.memory_seconds is not None:
+            options["memory"] = timedelta(seconds=wanted.memory_seconds)
+        return options
 
     @property
     def source_name(self) -> str:

@@ -18,7 +18,7 @@ from prometheus_client import start_http_server
 
 from daemon.control import is_paused
 from daemon.cycle import run_cycle
-from daemon.errors import ConfigInvalid, DaemonError
+from daemon.errors import ConfigInvalid, DaemonError, TooEarly
 from daemon.runtime import Runtime, stoppable
 from daemon.setup import set_up
 from editor import EditorError, Interrupted
@@ -93,6 +93,9 @@ class Service:
             cycle = run_cycle(runtime)
         except Interrupted as stopped:
             runtime.log.info("interrupted", reason=str(stopped))
+        except TooEarly as rest:
+            # Counted as an error when it was told to wait.
+            runtime.log.info("waiting", detail=str(rest))
         except (SourceError, EditorError, StoreError, DaemonError) as error:
             runtime.metrics.finished(None)
             runtime.log.error("cycle failed", error=type(error).__name__, detail=str(error))

@@ -31,9 +31,15 @@ def show_status(status: Row) -> None:
         ("quarantined", status["quarantined"]),
         ("last cycle", "none" if cycle is None else f"{cycle['outcome'] or 'at ' + cycle['phase']}: {cycle['detail']}"),
         *((f"read up to ({cursor['source']})", cursor["modified_at"]) for cursor in status["sources"]),
+        *((f"not to be asked ({rest['source']})", f"before {_time(rest['until'])}: {rest['why']}")
+          for rest in status["resting"]),
+        *((f"breaker tripped ({latch['property']})",
+           f"{latch['changes']} of {latch['facts']} facts changed since {_time(latch['since'])}: `factsyncd resume`")
+          for latch in status["breakers"]),
+        ("items to be read again", status["unread_items"]),
         ("scheduled cycles", "paused" if status["paused"] else "on"),
         ("publications waiting", status["publications_pending"]),
-    ]
+    ]  # fmt: skip
     print_table("factsyncd", ("", ""), rows)
 
 
@@ -114,7 +120,7 @@ def _show_source(story: Row) -> None:
 
 def _change(change: Row) -> str:
     """A change in one line."""
-    before, after = _labels(change["old_values"]) or "nothing", _labels(change["new_values"]) or "nothing"
+    before, after = _names(change["old_values"]) or "nothing", _names(change["new_values"]) or "nothing"
     origin = change.get("expanded_from")
     source = f", expanded from {origin['qid']} {origin['pid']}" if origin else ""
     reason = f" ({change['reason']})" if change["reason"] else ""
@@ -131,18 +137,39 @@ def show_answers(answers: list[Row]) -> None:
 
 
 def show_quarantine(rows: list[Row]) -> None:
-    """What is kept out."""
+    """What is kept out, and what could not be read."""
+    changes = [row for row in rows if row["kind"] == "change"]
     print_table(
-        f"{len(rows)} in quarantine",
+        f"{len(changes)} in quarantine",
         ("item", "subject", "property", "value", "since", "reason"),
         (
             (
-                row["qid"], row["subject"], row["pid"], _labels(row["new_values"]), _time(row["created_at"]),
+                row["qid"], row["subject"], row["pid"], _names(row["new_values"]), _time(row["created_at"]),
                 row["reason"],
             )
-            for row in rows
+            for row in changes
         ),
     )  # fmt: skip
+    if items := [row for row in rows if row["kind"] == "item"]:
+        print_table(
+            f"{len(items)} items could not be read",
+            ("item", "since", "attempts", "next", "reason"),
+            (
+                (row["qid"], _time(row["created_at"]), row["attempts"], _time(row["next_at"]), row["reason"])
+                for row in items
+            ),
+        )
+
+
+def show_audit(report: Row) -> None:
+    """Drift by property, and each fact that drifted."""
+    print_table(
+        f"{report['drifted']} of {report['compared']} facts have drifted ({report['changed_since']} changed since)",
+        ("property", "compared", "drifted"),
+        ((pid, counts["compared"], counts["drifted"]) for pid, counts in sorted(report["properties"].items())),
+    )
+    for drift in report["drift"]:
+        print_line(f"{drift['qid']} {drift['pid']} (revision {drift['revision']}): {drift['difference']}")
 
 
 def _short(reason: str | None) -> str:
@@ -157,6 +184,11 @@ def _version(number: int | None) -> str:
 
 def _labels(values: list[Row]) -> str:
     return ", ".join(value["label"] for value in values)
+
+
+def _names(values: list[Row]) -> str:
+    """Labels, and the ids of what has none."""
+    return ", ".join(value["label"] or value["id"] for value in values)
 
 
 def _time(moment: str | None) -> str:

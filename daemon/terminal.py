@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress_bars() -> Iterator[Report]:
-    """A progress callback that draws one bar per stage; on a pipe nothing is drawn."""
+    """A progress callback that draws one bar per stage; on a pipe nothing is drawn.
+
+    What follows a colon in the name of a stage is shown and does not make another stage. A total of 0 is not known.
+    """
     bars = Progress(
         TextColumn("{task.description:<16}"), BarColumn(bar_width=None), MofNCompleteColumn(),
         TimeElapsedColumn(), TimeRemainingColumn(),
@@ -28,9 +31,10 @@ def progress_bars() -> Iterator[Report]:
     tasks: dict[str, Any] = {}
 
     def report(stage: str, done: int, total: int) -> None:
-        if stage not in tasks or bars.tasks[tasks[stage]].finished:
-            tasks[stage] = bars.add_task(stage, total=total)
-        bars.update(tasks[stage], completed=done, total=total)
+        name = stage.partition(":")[0]
+        if name not in tasks or bars.tasks[tasks[name]].finished:
+            tasks[name] = bars.add_task(stage, total=total or None)
+        bars.update(tasks[name], description=stage, completed=done, total=total or None)
 
     with bars:
         yield report

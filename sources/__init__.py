@@ -14,14 +14,16 @@ from sources.errors import (
     BadQuery,
     Banned,
     CatalogueInvalid,
+    CursorTooOld,
     QueryTimeout,
     SnapshotUnreadable,
     SourceDown,
     SourceError,
+    SourceWentBack,
     Throttled,
 )
 from sources.queries import Stamps
-from sources.vocabulary import Cursor, Observation, Outcome, Page, Value, ValueKind
+from sources.vocabulary import Cursor, Failed, Observation, Outcome, Page, Standing, StandingState, Value, ValueKind
 from sources.wikidata import WikidataSource
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ __all__ = [
     "Banned",
     "CatalogueInvalid",
     "Cursor",
+    "CursorTooOld",
+    "Failed",
     "FeedOptions",
     "Limits",
     "Observation",
@@ -45,7 +49,10 @@ __all__ = [
     "SnapshotUnreadable",
     "SourceDown",
     "SourceError",
+    "SourceWentBack",
     "Stamps",
+    "Standing",
+    "StandingState",
     "Throttled",
     "Value",
     "ValueKind",
@@ -65,6 +72,8 @@ class FeedOptions(TypedDict, total=False):
     lag: timedelta
     languages: Sequence[str]
     stamps: Stamps
+    blocklist: Sequence[str]
+    longest_label: int
 
 
 def open_embedded(path: Path, relations: Sequence[Relation], **options: Unpack[FeedOptions]) -> WikidataSource:

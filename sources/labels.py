@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import TYPE_CHECKING
 
@@ -30,12 +31,24 @@ def choose(rows: Iterable[Row], languages: Sequence[str]) -> dict[str, str]:
     return {qid: label for qid, (_, label) in best.items()}
 
 
-def fault(label: str, languages: Sequence[str]) -> str | None:
-    """Say why a label cannot stand in a prompt, or None if it can."""
+def fault(label: str, languages: Sequence[str], longest: int = 120, blocklist: Sequence[str] = ()) -> str | None:
+    """Say why a label cannot stand in a prompt, or None if it can.
+
+    Args:
+        label: the text, empty if there is none.
+        languages: those that were asked for.
+        longest: characters that a label may have.
+        blocklist: regular expressions that it must not contain, whatever the case.
+
+    """
     if not label.strip():
         return "no label in " + ", ".join(languages)
+    if len(label) > longest:
+        return f"label of more than {longest} characters"
     if "{" in label or "}" in label:
         return "label with a brace"
     if any(unicodedata.category(c) in _BAD_CATEGORIES or c in _BIDI_CONTROLS for c in label):
         return "label with a control character"
+    if any(re.search(pattern, label, re.IGNORECASE) for pattern in blocklist):
+        return "label on the blocklist"
     return None

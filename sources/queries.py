@@ -35,6 +35,7 @@ PREFIX wdno: <http://www.wikidata.org/prop/novalue/>
 PREFIX wikibase: <{WIKIBASE}>
 PREFIX schema: <http://schema.org/>
 PREFIX rdfs: <http://www.w3.org/2000/01/rdf-schema#>
+PREFIX owl: <http://www.w3.org/2002/07/owl#>
 PREFIX xsd: <http://www.w3.org/2001/XMLSchema#>
 """
 
@@ -48,6 +49,12 @@ class Stamps(StrEnum):
     """On ``wd:Q...``, as at the Wikidata Query Service."""
     DOCUMENT = "document"
     """On the ``wdata:Q...`` that is ``schema:about wd:Q...``, as in Wikidata's raw dumps."""
+
+
+_STAMPED = {
+    Stamps.ITEM: "?item schema:dateModified ?modified ; schema:version ?revision .",
+    Stamps.DOCUMENT: "?page schema:about ?item ; schema:dateModified ?modified ; schema:version ?revision .",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +121,6 @@ def discovery(pids: Sequence[str], stamps: Stamps, after: Cursor | None, until: 
         limit: rows of a page. Keyset paging: the next page is ``after`` the last row.
 
     """
-    where = (
-        "?item schema:dateModified ?modified ; schema:version ?revision ."
-        if stamps is Stamps.ITEM
-        else "?page schema:about ?item ; schema:dateModified ?modified ; schema:version ?revision ."
-    )
     later = ""
     if after is not None:
         start = _moment(after.modified)
@@ -131,10 +133,25 @@ def discovery(pids: Sequence[str], stamps: Stamps, after: Cursor | None, until: 
     return _select(
         "item modified revision",
         f"""\
-  {where}
+  {_STAMPED[stamps]}
 {later}  FILTER(?modified <= {_moment(until)})
   {branches}
 }} ORDER BY ?modified ?revision LIMIT {limit:d}
+""",
+        distinct=True,
+    )
+
+
+def standing(qids: Sequence[str], stamps: Stamps) -> Query:
+    """Ask what became of some items: ``item modified revision`` if present, ``item target`` if merged into another."""
+    return _select(
+        "item modified revision target",
+        f"""\
+  VALUES ?item {{ {_items(qids)} }}
+  {{ {_STAMPED[stamps]} }}
+  UNION
+  {{ ?item owl:sameAs ?target }}
+}}
 """,
         distinct=True,
     )

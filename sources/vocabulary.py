@@ -105,12 +105,15 @@ class Observation:
         subject_label: what a reader would call the subject; empty if it has no label.
         pid: the property.
         outcome: see `Outcome`.
-        values: one for ``value``, two or more (ordered by id) for ``several``, otherwise empty.
+        values: one for ``value``, two or more (ordered by id) for ``several``, otherwise empty. With a
+            ``fault`` they keep kind and id and lose their labels; the id of a faulty text is a digest of it.
         reason: why this outcome, for an operator to read.
         revision: the item's revision.
         modified: when that revision was made, UTC.
         statement: names of the statements behind ``values``, in their order, separated by spaces
             (``Q222-1bb9...``); empty where there is no value.
+        fault: why a label of it cannot stand in a prompt; then the outcome is ``ambiguous`` and the faulty
+            text is in none of the fields. Empty if all can.
 
     """
 
@@ -123,6 +126,7 @@ class Observation:
     revision: int
     modified: datetime
     statement: str
+    fault: str = ""
 
     def __post_init__(self) -> None:
         require_qid(self.qid)
@@ -148,16 +152,62 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """An item that could not be read although it was asked for alone.
+
+    Attributes:
+        qid: the item.
+        reason: what happened, one line.
+
+    """
+
+    qid: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """A piece of the feed that is worth committing on its own.
 
     Attributes:
-        observations: one per (item, configured property) of the page.
-        cursor: where to go on once the observations are stored.
-        items: number of items on the page.
+        observations: one per (item, property watched for it) of the page, less the items that failed.
+        cursor: where to go on once the observations are stored; None if the page is not part of the feed.
+        items: number of items on the page, failed ones included.
+        failed: items to be read again later.
 
     """
 
     observations: tuple[Observation, ...]
-    cursor: Cursor
+    cursor: Cursor | None
     items: int
+    failed: tuple[Failed, ...] = ()
+
+
+class StandingState(StrEnum):
+    """What has become of an item."""
+
+    PRESENT = "present"
+    REDIRECTED = "redirected"
+    """Merged into another item."""
+    ABSENT = "absent"
+    """Deleted, or never there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where an item stands at the source, without what it says.
+
+    Attributes:
+        qid: the item.
+        state: see `StandingState`.
+        revision: of a present item, otherwise 0.
+        modified: when a present item was last modified, UTC; otherwise None.
+        target: the item that a redirected one was merged into, otherwise empty.
+
+    """
+
+    qid: str
+    state: StandingState
+    revision: int
+    modified: datetime | None
+    target: str

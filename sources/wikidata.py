@@ -12,30 +12,26 @@ caller finds these by looking at its tracked items again.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from sources import labels, queries
-from sources.errors import AnswerTooLarge, BadAnswer, QueryTimeout, SourceError
-from sources.queries import Query, Stamps
-from sources.resolver import Resolution, resolve
-from sources.statements import Statement, entity_id, fold, parse_time
-from sources.vocabulary import Cursor, Observation, Outcome, Page, ValueKind, is_qid
+from sources import queries
+from sources.errors import BadAnswer, SourceError
+from sources.parts import Part, in_parts
+from sources.queries import Stamps
+from sources.reading import Reader
+from sources.statements import entity_id, parse_time
+from sources.vocabulary import Cursor, Failed, Page, Standing, StandingState, is_qid, require_qid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from sources.catalogue import Relation
     from sources.engine import Engine, Row
 
 MAX_PAGE_SIZE = 5000
 """Well below the 10,000 rows at which some engines cut an answer short without saying so."""
-
-_SMALLEST_PART = 8
-"""A chunk shrinks down to this fraction of its size before a timeout is passed on."""
-
-_NO_RESOLUTION = Resolution(Outcome.NONE, (), "no statement", "")
 
 
 class WikidataSource:
@@ -50,6 +46,8 @@ class WikidataSource:
         lag: how far to stay behind the replication time, which is an average and no bound.
         languages: of labels, in the order of preference.
         stamps: where an item's modification sits.
+        blocklist: regular expressions that no label may contain, whatever the case.
+        longest_label: characters.
 
     Raises:
         SourceError: the settings cannot work.
@@ -67,6 +65,8 @@ class WikidataSource:
         lag: timedelta = timedelta(minutes=2),
         languages: Sequence[str] = ("en", "mul"),
         stamps: Stamps = Stamps.ITEM,
+        blocklist: Sequence[str] = (),
+        longest_label: int = 120,
     ) -> None:
         self._engine = engine
         self._relations = {relation.pid: relation for relation in relations}
@@ -93,6 +93,18 @@ class WikidataSource:
             raise SourceError(f"{error}: correct the languages") from error
         if not self._languages:
             raise SourceError("no language for labels: name at least one")
+        if longest_label < 1:
+            raise SourceError(f"labels of at most {longest_label} characters: allow at least 1")
+        for pattern in blocklist:
+            _require_pattern(pattern)
+        self._reader = Reader(
+            engine,
+            self._relations,
+            chunk=chunk,
+            languages=self._languages,
+            longest_label=longest_label,
+            blocklist=tuple(blocklist),
+        )
 
     @property
     def name(self) -> str:
@@ -152,6 +164,63 @@ class WikidataSource:
         if reached is None or reached.modified < until:
             yield Page((), Cursor(until, 0), 0)
 
+    def standing(self, qids: Sequence[str]) -> Iterator[Standing]:
+        """Yield where each of ``qids`` stands, in this order.
+
+        Raises:
+            BadAnswer: also if nothing is known of any of several items asked for together: that many are not
+                deleted at once.
+            SourceError: the engine could not answer.
+
+        """
+        known: dict[str, Standing] = {}
+        for part, found in self._standings(tuple(dict.fromkeys(qids))):
+            if part.error is not None:
+                raise part.error
+            if len(part.qids) > 1 and not found:
+                raise BadAnswer(
+                    f"{self.name} gave an empty answer for {len(part.qids)} items that exist ({part.qids[0]} and on): "
+                    "check that its data is complete"
+                )
+            known |= found
+        for qid in qids:
+            yield known.get(qid) or Standing(qid, StandingState.ABSENT, 0, None, "")
+
+    def observe(self, qids: Sequence[str], replicated: datetime) -> Iterator[Page]:
+        """Read items again, whenever they were modified; deleted and merged ones have no observations.
+
+        Args:
+            qids: the items.
+            replicated: the time at which starts and ends are judged, UTC.
+
+        Yields:
+            Pages without a cursor.
+
+        Raises:
+            SourceError: the engine could not answer. Pages yielded before are good.
+
+        """
+        wanted = tuple(dict.fromkeys(qids))
+        for start in range(0, len(wanted), self._page_size):
+            items, failed = {}, []
+            for part, found in self._standings(wanted[start : start + self._page_size]):
+                if part.error is not None:
+                    failed.append(Failed(part.qids[0], str(part.error)))
+                for standing in found.values():
+                    if standing.modified is not None:
+                        items[standing.qid] = Cursor(standing.modified, standing.revision)
+            observations, unread = self._reader.read(items, replicated)
+            yield Page(observations, None, len(items) + len(failed), (*failed, *unread))
+
+    def names(self, qids: Sequence[str]) -> dict[str, str]:
+        """Fetch the labels of items; those without a label that can stand in a prompt are left out.
+
+        Raises:
+            SourceError: the engine could not answer.
+
+        """
+        return self._reader.names(qids)
+
     def _discover(self, after: Cursor | None, until: datetime) -> list[tuple[str, Cursor]]:
         """Fetch one page of (entity, modification)."""
         query = queries.discovery(tuple(self._relations), self._stamps, after, until, self._page_size)
@@ -172,70 +241,57 @@ class WikidataSource:
     def _page(self, found: Sequence[tuple[str, Cursor]], cursor: Cursor, now: datetime) -> Page:
         # Later rows overwrite: an item that is being updated can appear at two revisions.
         items = {entity: modification for entity, modification in found if is_qid(entity)}
-        observed = self._observe(items, now)
-        return Page(tuple(observed), cursor, len(items))
+        observations, failed = self._reader.read(items, now)
+        return Page(observations, cursor, len(items), failed)
 
-    def _observe(self, items: Mapping[str, Cursor], now: datetime) -> Iterator[Observation]:
-        pids = tuple(self._relations)
-        slots = fold(self._in_chunks(tuple(items), lambda part: queries.statements(part, pids)))
-        resolutions = self._resolve(slots, now)
-        names = self._labels(items, resolutions.values())
-        for qid, modification in items.items():
-            for pid in pids:
-                resolution = self._labelled(qid, resolutions.get((qid, pid), _NO_RESOLUTION), names)
-                yield Observation(
-                    qid=qid,
-                    subject_label=names.get(qid, ""),
-                    pid=pid,
-                    outcome=resolution.outcome,
-                    values=resolution.values,
-                    reason=resolution.reason,
-                    revision=modification.revision,
-                    modified=modification.modified,
-                    statement=resolution.statement,
-                )
-
-    def _resolve(
-        self, slots: Mapping[tuple[str, str], tuple[Statement, ...]], now: datetime
-    ) -> dict[tuple[str, str], Resolution]:
-        return {
-            (qid, pid): resolve(found, multi_valued=self._relations[pid].multi_valued, now=now)
-            for (qid, pid), found in slots.items()
-        }
-
-    def _labels(self, items: Iterable[str], resolutions: Iterable[Resolution]) -> dict[str, str]:
-        """Fetch labels of the subjects and of the items that are current values."""
-        values = (value for resolution in resolutions for value in resolution.values)
-        wanted = dict.fromkeys(items) | dict.fromkeys(v.id for v in values if v.kind is ValueKind.ITEM)
-        rows = self._in_chunks(tuple(wanted), lambda part: queries.labels(part, self._languages))
-        return labels.choose(rows, self._languages)
-
-    def _labelled(self, qid: str, resolution: Resolution, names: Mapping[str, str]) -> Resolution:
-        """Put labels into ``resolution``; ambiguous if there is a value and a label that cannot be used."""
-        if not resolution.values:
-            return resolution
-        values = tuple(
-            replace(value, label=names.get(value.id, "")) if value.kind is ValueKind.ITEM else value
-            for value in resolution.values
-        )
-        texts = {qid: names.get(qid, "")} | {value.id: value.label for value in values}
-        for name, text in texts.items():
-            fault = labels.fault(text, self._languages)
-            if fault is not None:
-                return Resolution(Outcome.AMBIGUOUS, (), f"{fault}: {name!a:.80}", "")
-        return replace(resolution, values=values)
-
-    def _in_chunks(self, qids: Sequence[str], ask: Callable[[Sequence[str]], Query]) -> Iterator[Row]:
-        """Fetch all rows about ``qids``; ask for less after an answer that was late or too large."""
-        size, smallest, start = self._chunk, max(1, self._chunk // _SMALLEST_PART), 0
-        while start < len(qids):
-            part = qids[start : start + size]
+    def _standings(self, qids: Sequence[str]) -> Iterator[tuple[Part, dict[str, Standing]]]:
+        """Ask what became of items; yields what was said of each part."""
+        for part in in_parts(self._engine, qids, lambda part: queries.standing(part, self._stamps), self._chunk):
             try:
-                rows = self._engine.select(ask(part))
-            except (QueryTimeout, AnswerTooLarge):
-                size = len(part) // 2
-                if size < smallest:
-                    raise
-                continue
-            yield from rows
-            start += len(part)
+                yield part, standings(part.rows)
+            except (KeyError, ValueError) as error:
+                raise BadAnswer(
+                    f"{self.name} gave a standing of the wrong shape ({error!r}): "
+                    "check where dateModified and version sit"
+                ) from error
+
+
+def standings(rows: Iterable[Row]) -> dict[str, Standing]:
+    """Read the answer to `queries.standing`, by item.
+
+    Merged counts more than present, and the newer of two revisions, as both can be seen while an engine applies an
+    update.
+
+    Raises:
+        KeyError, ValueError: a row is not of the shape that was asked for.
+
+    """
+    found: dict[str, Standing] = {}
+    for row in rows:
+        standing = _standing(row)
+        known = found.get(standing.qid, standing)
+        found[standing.qid] = max(known, standing, key=_how_late)
+    return found
+
+
+def _how_late(standing: Standing) -> tuple[str, int, str]:
+    return standing.target, standing.revision, "" if standing.modified is None else standing.modified.isoformat()
+
+
+def _standing(row: Row) -> Standing:
+    qid = entity_id(row["item"])
+    if "target" in row:
+        return Standing(qid, StandingState.REDIRECTED, 0, None, require_qid(entity_id(row["target"])))
+    modified = parse_time(row["modified"].value)
+    if modified is None:
+        raise ValueError(row["modified"].value)
+    return Standing(qid, StandingState.PRESENT, int(row["revision"].value), modified, "")
+
+
+def _require_pattern(pattern: str) -> None:
+    try:
+        matches_all = re.search(pattern, "") is not None
+    except re.error as error:
+        raise SourceError(f"the blocklist's {pattern!r} is no regular expression ({error}): correct it") from error
+    if matches_all:
+        raise SourceError(f"the blocklist's {pattern!r} matches every label: correct it")

@@ -90,6 +90,29 @@ def retracted_edits(session: Session, version_id: int) -> list[Edit]:
     return list(newest.values())
 
 
+def live_edit(session: Session, qid: str, pid: str) -> Edit | None:
+    """Find the edit of a slot that is live in the promoted version."""
+    edits = (
+        select(Edit)
+        .join(LedgerEntry, col(LedgerEntry.edit_id) == col(Edit.id))
+        .join(Version, col(Version.id) == col(LedgerEntry.version_id))
+        .where(Edit.qid == qid, Edit.pid == pid, Version.state == VersionState.PROMOTED)
+    )
+    return session.exec(edits).one_or_none()
+
+
+def was_ever_live(session: Session, qid: str, pid: str) -> bool:
+    """Whether an edit of a slot is, or was, live in a promoted version."""
+    entries = (
+        select(LedgerEntry.edit_id)
+        .join(Edit, col(LedgerEntry.edit_id) == col(Edit.id))
+        .join(Version, col(Version.id) == col(LedgerEntry.version_id))
+        .where(Edit.qid == qid, Edit.pid == pid)
+        .where(col(Version.state).in_((VersionState.PROMOTED, VersionState.RETIRED)))
+    )
+    return session.exec(entries.limit(1)).first() is not None
+
+
 def next_version_id(session: Session) -> int:
     """Give the number of the next version: 0 for the base, then one more than the highest ever used."""
     highest = session.exec(select(func.max(Version.id))).one()

@@ -71,12 +71,14 @@ def utc_now() -> datetime:
 class ChangeState(StrEnum):
     """What became of a change."""
 
-    PENDING = "pending"  # seen, waiting for a batch
+    SETTLING = "settling"  # seen, and not yet long enough to be believed
+    PENDING = "pending"  # settled, waiting for a batch
     HELD = "held"  # the model already holds the new value: nothing to write
     BATCHED = "batched"  # part of the candidate in work
     WITHDRAWN = "withdrawn"  # the fact ended, and its edit left the ledger
     LIVE = "live"  # written in the promoted version
     SUPERSEDED = "superseded"  # a later change of the same slot replaced it
+    REVERTED = "reverted"  # it took back what had not been written yet: nothing remains to be done
     QUARANTINED = "quarantined"  # kept out, see the quarantine table
     UNEDITABLE = "uneditable"  # recorded, but there is no one answer to write, see its reason
 
@@ -125,6 +127,11 @@ Values = list[dict[str, str]]
 """A slot's current values, sorted by id: ``[{"kind": "item", "id": "Q76", "label": "Barack Obama"}]``."""
 
 
+def value_ids(values: Values) -> list[str]:
+    """What the values are, whatever they are called."""
+    return [value["id"] for value in values]
+
+
 def _foreign_key(target: str, **kwargs: Any) -> Any:
     return Column(Integer, ForeignKey(target), **kwargs)
 
@@ -136,7 +143,10 @@ def _enum(kind: type[StrEnum], **kwargs: Any) -> Any:
 
 
 class Fact(SQLModel, table=True):
-    """The current value of one (subject, property) slot, as last recorded from the source."""
+    """The current value of one (subject, property) slot, as last recorded from the source.
+
+    ``values`` is the last value that was certain and could be told: each has a label.
+    """
 
     __tablename__ = "facts"
 
@@ -148,8 +158,12 @@ class Fact(SQLModel, table=True):
     values: Values = Field(sa_column=Column("current_values", JSON, nullable=False))
     revision: int = Field(sa_type=BigInteger)  # Wikidata has passed 2**31 revisions
     statement: str
+    # When the revision was made; for what has no revision of its own, when the source said so.
     modified_at: datetime = Field(sa_type=UtcDateTime)
     recorded_at: datetime = Field(sa_type=UtcDateTime)
+    unlabelled: Values = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    """The current values by id, without labels, while a label of them cannot stand in a prompt; otherwise empty."""
+    gone: bool = False  # its item is deleted or merged
 
 
 class Change(SQLModel, table=True):
@@ -161,18 +175,21 @@ class Change(SQLModel, table=True):
 
     __tablename__ = "changes"
     __table_args__ = (
-        # A slot changes once at a revision of its item, and once by each change it is expanded from.
+        # A slot changes once at a revision of its item, or at a moment where there is no revision to tell (a deletion,
+        # a label of a value, an end that passes), and once by each change it is expanded from.
         Index(
             "ux_changes_revision",
             "qid",
             "pid",
             "revision",
+            "modified_at",
             unique=True,
             sqlite_where=text("origin_id IS NULL"),
             postgresql_where=text("origin_id IS NULL"),
         ),
         UniqueConstraint("qid", "pid", "origin_id", name="uq_changes_origin"),
         Index("ix_changes_state", "state"),
+        Index("ix_changes_slot", "qid", "pid"),
     )
 
     id: int | None = Field(default=None, primary_key=True)
@@ -190,6 +207,8 @@ class Change(SQLModel, table=True):
         default=None, sa_column=Column(Integer, ForeignKey("changes.id", name="fk_changes_origin"), nullable=True)
     )
     reason: str = ""  # why nothing is written
+    recorded_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+    polls: int = 0  # pulls at whose end it stood
 
     @property
     def group(self) -> int:
@@ -346,6 +365,18 @@ class SourceCursor(SQLModel, table=True):
     modified_at: datetime = Field(sa_type=UtcDateTime)
     revision: int = Field(sa_type=BigInteger)  # Wikidata has passed 2**31 revisions
     updated_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+
+
+class UnreadItem(SQLModel, table=True):
+    """An item that the source could not tell about although it was asked for alone; it is asked for again."""
+
+    __tablename__ = "unread_items"
+
+    qid: str = Field(primary_key=True)
+    reason: str
+    attempts: int
+    next_at: datetime = Field(sa_type=UtcDateTime)
+    created_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
 
 
 class Quarantine(SQLModel, table=True):

@@ -54,6 +54,10 @@ def refused(file: Path) -> str:
         ),
         ("[source]\nkind = 'endpoint'\nuser_agent = 'a/1 (b; c)'\n", "source: kind endpoint needs url and user_agent"),
         ("[source]\nkind = 'ftp'\n", "source.kind"),
+        (MINIMAL + "second_opinion = 'https://x.org/w/api.php'\n", "source: second_opinion needs user_agent"),
+        (MINIMAL + "stamps = 'page'\n", "source.stamps"),
+        (MINIMAL + "[settle]\npolls = 0\n", "settle.polls"),
+        (MINIMAL + "[breaker]\nproperty_share = 0\n", "breaker.property_share"),
         ("source = 3\n", "source"),
         ("[source\n", "cannot be read as TOML"),
         ("[source]\npath = 'a'\npath = 'b'\n", "cannot be read as TOML"),
@@ -146,3 +150,29 @@ def test_absolute_paths_and_names_stay_as_they_are(tmp_path: Path) -> None:
 
 def test_every_memit_setting_can_be_set() -> None:
     assert set(MemitSettings.model_fields) <= set(EditSection.model_fields)
+
+
+ENDPOINT = "[source]\nkind = 'endpoint'\nurl = 'https://x.org/sparql'\nuser_agent = 'a/1 (b; c)'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "settling", "shares"),
+    [
+        (MINIMAL, (0, 1), (None, None)),
+        (ENDPOINT, (3600, 2), (0.1, 0.05)),
+        (ENDPOINT + "[settle]\nseconds = 0\npolls = 1\n", (0, 1), (0.1, 0.05)),
+        (MINIMAL + "[settle]\nseconds = 60\n[breaker]\noverall_share = 0.5\n", (60, 1), (None, 0.5)),
+    ],
+)
+def test_settling_and_breaker_follow_the_kind_of_the_source_unless_they_are_set(
+    tmp_path: Path, text: str, settling: tuple[float, int], shares: tuple[float | None, float | None]
+) -> None:
+    settings = load_settings(write(tmp_path, text))
+    seconds, polls = settings.settling
+    assert (seconds.total_seconds(), polls) == settling
+    assert settings.breaker_shares == shares
+
+
+def test_a_filter_is_a_table_of_tables(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, MINIMAL + "filters.P6 = { P31 = ['Q6256', 'Q515'] }\n"))
+    assert settings.source.filters == {"P6": {"P31": ("Q6256", "Q515")}}

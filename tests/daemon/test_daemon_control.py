@@ -414,7 +414,7 @@ def test_both_ends_of_a_fact_are_released_together(state: State, qid: str) -> No
 def test_pause_outlives_the_process(state: State) -> None:
     assert not control.is_paused(state.runtime)
     for paused in (True, True, False, True):
-        control.set_paused(state.runtime, paused=paused)
+        control.pause(state.runtime) if paused else control.resume(state.runtime)
         assert control.is_paused(state.runtime) is paused
     state.runtime.database.close()
     from daemon.runtime import Runtime

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlmodel import col, delete, select
 
 from daemon.answers import answer_of
-from daemon.pull import record_page
+from daemon.record import Reading, record_page
 from sources import Cursor, Observation, Outcome, Page, Relation, Value, ValueKind, load_catalogue
 from store.tables import Change, ChangeState, Cycle, Fact
 
@@ -44,13 +44,17 @@ def cycle_id(database: Database) -> int:
     return cycle.id
 
 
+def reading(cycle_id: int, relations: dict[str, Relation] = RELATIONS) -> Reading:
+    return Reading(cycle_id, START + timedelta(days=100), START, relations)
+
+
 def record(
     database: Database, cycle_id: int, *observations: Observation, relations: dict[str, Relation] = RELATIONS
 ) -> None:
     for one in observations:
         with database.transaction() as session:
             page = Page((one,), Cursor(one.modified, one.revision), 1)
-            record_page(session, page, START, cycle_id, relations)
+            record_page(session, page, reading(cycle_id, relations))
 
 
 def told(database: Database) -> dict[tuple[str, str], list[tuple[str, ...]]]:
@@ -64,7 +68,7 @@ def told(database: Database) -> dict[tuple[str, str], list[tuple[str, ...]]]:
 
 def waiting(database: Database) -> dict[tuple[str, str], tuple[str, ...]]:
     with database.read() as session:
-        changes = session.exec(select(Change).where(Change.state == ChangeState.PENDING)).all()
+        changes = session.exec(select(Change).where(Change.state == ChangeState.SETTLING)).all()
     found = {(change.qid, change.pid): tuple(v["id"] for v in change.new_values) for change in changes}
     assert len(found) == len(changes), "a slot waits with one change at most"
     return found
@@ -108,7 +112,7 @@ def test_what_is_stated_about_the_other_end_wins(database: Database, cycle_id: i
 
 def test_what_was_stated_once_still_wins(database: Database, cycle_id: int) -> None:
     record(database, cycle_id, seen(1, "Q2", SPOUSE, "Q7"), seen(2, "Q2", SPOUSE), seen(3, "Q1", SPOUSE, "Q2"))
-    assert waiting(database)["Q2", SPOUSE] == ()
+    assert told(database)["Q2", SPOUSE] == [("Q7",), ()]
 
 
 def test_what_is_stated_at_the_baseline_wins_over_what_was_gathered(database: Database, cycle_id: int) -> None:
@@ -176,7 +180,7 @@ def test_a_fact_about_itself_is_told_once(database: Database, cycle_id: int) -> 
 def test_a_transaction_that_fails_leaves_neither_end(database: Database, cycle_id: int) -> None:
     one = seen(1, "Q1", SPOUSE, "Q2")
     with pytest.raises(ZeroDivisionError), database.transaction() as session:
-        record_page(session, Page((one,), Cursor(one.modified, one.revision), 1), START, cycle_id, RELATIONS)
+        record_page(session, Page((one,), Cursor(one.modified, one.revision), 1), reading(cycle_id))
         raise ZeroDivisionError
     assert told(database) == {}
     record(database, cycle_id, one)

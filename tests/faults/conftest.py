@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "daemon"))
+sys.path += [str(Path(__file__).parents[1] / room) for room in ("daemon", "sources")]
 
 from small_world import LENIENT, Factsyncd, save_model, turtle, write_config, write_text
+
+from store import open_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,3 +65,12 @@ def state(world: World, tmp_path: Path) -> Callable[..., Path]:
         return world.copy(tmp_path / name, gate)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database file fresh from the migrations, to be copied."""
+    file = tmp_path_factory.mktemp("template") / "factsyncd.sqlite"
+    with open_database(file) as database:
+        database.migrate()
+    return file

@@ -18,6 +18,7 @@ PREFIXES = """\
 @prefix wikibase: <http://wikiba.se/ontology#> .
 @prefix schema: <http://schema.org/> .
 @prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .
+@prefix owl: <http://www.w3.org/2002/07/owl#> .
 @prefix xsd: <http://www.w3.org/2001/XMLSchema#> .
 """
 REPLICATED = datetime(2022, 12, 31, tzinfo=UTC)
@@ -71,6 +72,10 @@ class Graph:
         more = "".join(f" ; pq:{qualifier} {turtle}" for qualifier, turtle in qualifiers.items())
         self.lines.append(f"wd:{qid} p:{pid} {name} .")
         self.lines.append(f"{name} wikibase:rank wikibase:{rank}Rank ; {what}{more} .")
+        return self
+
+    def merged(self, qid: str, into: str) -> Graph:
+        self.lines.append(f"wd:{qid} owl:sameAs wd:{into} .")
         return self
 
     def turtle(self) -> str:

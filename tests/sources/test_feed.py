@@ -88,9 +88,37 @@ def test_labels_that_cannot_be_used_make_it_ambiguous(opened, subject, value, re
         graph.label("Q2", value)
     observation = by_slot(opened(graph).pages(None))["Q1", "P35"]
     assert observation.outcome is Outcome.AMBIGUOUS
-    assert observation.values == ()
-    assert reason in observation.reason
-    assert observation.subject_label == (subject or "")
+    assert observation.values == (Value(ValueKind.ITEM, "Q2", ""),)
+    assert observation.fault == observation.reason
+    assert reason in observation.fault
+    assert observation.subject_label == ("Good" if subject == "Good" else "")
+
+
+def test_labels_that_are_too_long_or_on_the_blocklist(opened):
+    graph = Graph().item("Q1", "Fourteen chars", 1, "2022-01-01").says("Q1", "P35", "wd:Q2").label("Q2", "HaCKed by X")
+
+    def fault(**options):
+        return by_slot(opened(graph, **options).pages(None))["Q1", "P35"].fault
+
+    assert fault(longest_label=14, blocklist=["nothing", "^by"]) == ""
+    assert fault(longest_label=13) == "label of more than 13 characters: Q1"
+    assert fault(blocklist=["nothing", r"\bha+cked"]) == "label on the blocklist: Q2"
+
+
+def test_a_text_that_cannot_be_used_is_nowhere(opened):
+    graph = Graph().item("Q1", "One", 1, "2022-01-01").says("Q1", "P35", '"{evil}"').says("Q1", "P35", '"good"')
+    observation = by_slot(opened(graph, [relation("P35", multi_valued=True)]).pages(None))["Q1", "P35"]
+    assert observation.outcome is Outcome.AMBIGUOUS
+    assert [value.label for value in observation.values] == ["", ""]
+    assert {value.kind for value in observation.values} == {ValueKind.STRING}
+    assert "evil" not in repr(observation)
+    assert by_slot(opened(graph, [relation("P35", multi_valued=True)]).pages(None))["Q1", "P35"] == observation
+
+
+def test_a_subject_without_values_may_be_called_anything(opened):
+    graph = Graph().item("Q1", "{evil}", 1, "2022-01-01").says("Q1", "P35", None)
+    observation = by_slot(opened(graph).pages(None))["Q1", "P35"]
+    assert (observation.outcome, observation.subject_label, observation.fault) == (Outcome.NOVALUE, "", "")
 
 
 def test_other_languages_can_be_asked_for(opened):
@@ -272,11 +300,11 @@ def test_chunks_shrink_after_a_timeout(many_engine, error):
     assert 0 < engine.refused < 8
 
 
-def test_chunks_do_not_shrink_for_ever(many_engine):
-    engine = Reluctant(many_engine, 1, QueryTimeout)
+def test_an_engine_in_trouble_is_not_asked_for_ever(many_engine):
+    engine = Reluctant(many_engine, 0, QueryTimeout)
     with pytest.raises(QueryTimeout):
         list(WikidataSource(engine, P35, chunk=16).pages(None))
-    assert engine.refused < 6
+    assert engine.refused < 15
 
 
 @pytest.mark.parametrize(
@@ -292,6 +320,9 @@ def test_chunks_do_not_shrink_for_ever(many_engine):
         {"languages": ()},
         {"languages": ("English",)},
         {"relations": (relation("^P35"),)},
+        {"longest_label": 0},
+        {"blocklist": ["("]},
+        {"blocklist": [""]},
     ],
 )
 def test_settings_that_cannot_work(many_engine, options):

@@ -18,6 +18,8 @@ def test_ids_that_are_none_never_enter_a_query(text):
         queries.statements([text], ["P35"])
     with pytest.raises(ValueError, match="not an item id"):
         queries.labels([text], ["en"])
+    with pytest.raises(ValueError, match="not an item id"):
+        queries.standing([text], Stamps.ITEM)
     with pytest.raises(ValueError, match="not a property id"):
         queries.discovery([text.replace("Q", "P")], Stamps.ITEM, None, at("2022-01-01"), 10)
     with pytest.raises(ValueError, match="not a property id"):
@@ -38,6 +40,8 @@ def test_texts_are_plain_sparql():
         queries.discovery(["P35"], Stamps.DOCUMENT, None, at("2022-02-01"), 10),
         queries.statements(["Q1", "Q2"], ["P35", "P6"]),
         queries.labels(["Q1"], ["en", "mul"]),
+        queries.standing(["Q1", "Q2"], Stamps.ITEM),
+        queries.standing(["Q1", "Q2"], Stamps.DOCUMENT),
     ]
     for query in texts:
         assert "SERVICE" not in query.text

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -77,18 +78,20 @@ def test_changes_of_the_first_release_stay_and_may_be_expanded(tmp_path: Path) -
         with database.read() as session:
             (change,) = session.exec(select(Change))
         assert (change.subject_label, change.origin_id, change.reason) == ("Albania", None, "")
+        assert (change.polls, change.recorded_at) == (0, datetime(2026, 3, 1, tzinfo=UTC))
 
-        def add(number: int, origin: str) -> None:
+        def add(number: int, origin: str, moment: str = "2026-03-01 00:00:00") -> None:
+            more, values = ", origin_id, reason, polls, recorded_at", f", {origin}, '', 0, '2026-03-01 00:00:00'"
+            insert = CHANGE.format(id=number, more=more, values=values).replace("2026-03-01 00:00:00", moment, 1)
             with database.migrating() as connection:
-                connection.exec_driver_sql(
-                    CHANGE.format(id=number, more=", origin_id, reason", values=f", {origin}, ''")
-                )
+                connection.exec_driver_sql(insert)
 
         with pytest.raises(IntegrityError):
             add(2, "NULL")  # the slot at a revision, as read
         add(2, "1")  # the same by expansion
         with pytest.raises(IntegrityError):
             add(3, "1")
+        add(3, "NULL", "2026-03-02 00:00:00")  # at the same revision, at a later moment
 
 
 def test_a_migration_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
