@@ -12,9 +12,11 @@ from sources import (
     AnswerTooLarge,
     BadAnswer,
     Cursor,
+    CursorTooOld,
     Outcome,
     QueryTimeout,
     SourceError,
+    SourceWentBack,
     Stamps,
     Value,
     ValueKind,
@@ -209,8 +211,22 @@ def test_the_lag_holds_back_what_is_too_fresh(opened):
     assert page.cursor == Cursor(REPLICATED - timedelta(minutes=2), 0)
 
 
-def test_a_source_that_lags_behind_the_cursor_gives_nothing(opened):
-    assert list(opened(many()).pages(Cursor(at("2030-01-01"), 1))) == []
+def test_a_source_that_was_read_further_has_gone_back(opened, many_engine):
+    with pytest.raises(SourceWentBack, match=r"up to 2022-12-31T00:00:01Z.*run `factsyncd pull --full`$"):
+        list(opened(many(), overlap=timedelta(days=1)).pages(Cursor(REPLICATED + timedelta(seconds=1), 0)))
+    # Servers behind one address differ.
+    source = WikidataSource(many_engine, P35, overlap=timedelta(minutes=10))
+    assert list(source.pages(Cursor(REPLICATED + timedelta(minutes=70), 1))) == []
+    with pytest.raises(SourceWentBack):
+        list(source.pages(Cursor(REPLICATED + timedelta(minutes=71), 1)))
+
+
+def test_a_cursor_older_than_the_memory_of_the_source(opened):
+    source = opened(many(), memory=timedelta(days=30))
+    assert list(source.pages(Cursor(REPLICATED - timedelta(days=30), 0)))[-1].cursor == Cursor(REPLICATED, 0)
+    with pytest.raises(CursorTooOld, match=r"up to 2022-11-30T23:59:59Z.*run `factsyncd pull --full`$"):
+        list(source.pages(Cursor(REPLICATED - timedelta(days=30, seconds=1), 0)))
+    assert sum(page.items for page in source.pages(None)) == 23
 
 
 def test_quiet_time_moves_the_cursor(opened):
@@ -320,6 +336,11 @@ def test_an_engine_in_trouble_is_not_asked_for_ever(many_engine):
         {"languages": ()},
         {"languages": ("English",)},
         {"relations": (relation("^P35"),)},
+        {"memory": timedelta(0)},
+        {"filters": {"P36": {"P31": ["Q1"]}}},
+        {"filters": {"P35": {"P31": []}}},
+        {"filters": {"P35": {"P31": ["P1"]}}},
+        {"filters": {"P35": {"Q31": ["Q1"]}}},
         {"longest_label": 0},
         {"blocklist": ["("]},
         {"blocklist": [""]},
