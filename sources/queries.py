@@ -30,6 +30,7 @@ _PREFIXES = f"""\
 PREFIX wd: <{ENTITY}>
 PREFIX p: <http://www.wikidata.org/prop/>
 PREFIX ps: <http://www.wikidata.org/prop/statement/>
+PREFIX psv: <http://www.wikidata.org/prop/statement/value/>
 PREFIX pq: <http://www.wikidata.org/prop/qualifier/>
 PREFIX wdno: <http://www.wikidata.org/prop/novalue/>
 PREFIX wikibase: <{WIKIBASE}>
@@ -217,6 +218,18 @@ def statements(qids: Sequence[str], pids: Sequence[str]) -> Query:
   OPTIONAL {{ ?statement pq:P1366 ?successor }}
 }}
 """,
+    )
+
+
+def precisions(qids: Sequence[str], pids: Sequence[str]) -> Query:
+    """Ask how precise the times are that ``pids`` say of some items: ``item statement precision``."""
+    union = "\n  UNION\n".join(
+        f"  {{ ?item p:{pid} ?statement . ?statement psv:{pid} ?node }}" for pid in map(require_pid, pids)
+    )
+    return _select(
+        "item statement precision",
+        f"  VALUES ?item {{ {_items(qids)} }}\n{union}\n  ?node wikibase:timePrecision ?precision .\n}}\n",
+        distinct=True,
     )
 
 

@@ -8,10 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sources import labels, queries
+from sources.dates import written
 from sources.errors import BadAnswer
 from sources.parts import in_parts
 from sources.resolver import Resolution, resolve
-from sources.statements import entity_id, fold
+from sources.statements import entity_id, fold, precisions
 from sources.vocabulary import Cursor, Failed, Observation, Outcome, Value, ValueKind
 
 if TYPE_CHECKING:
@@ -69,10 +70,13 @@ class Reader:
         slots = fold(self._ask(reading, tuple(items), lambda part: queries.statements(part, pids)))
         watched = self._watched(reading, tuple(items))
         resolutions = {
-            (qid, pid): resolve(found, multi_valued=self._relations[pid].multi_valued, now=now)
+            (qid, pid): resolve(
+                found, multi_valued=self._relations[pid].multi_valued, now=now, languages=self._languages
+            )
             for (qid, pid), found in slots.items()
             if pid in watched[qid]
         }
+        resolutions |= self._dated(reading, resolutions)
         self._name(reading, items, resolutions)
         observations = [
             self._observation(qid, pid, items[qid], resolutions.get((qid, pid), _NO_RESOLUTION), reading.names)
@@ -98,6 +102,30 @@ class Reader:
                 if all(any((qid, of, value) in held for value in values) for of, values in kinds.items())
             ]
             for qid in qids
+        }
+
+    def _dated(
+        self, reading: _Reading, resolutions: Mapping[tuple[str, str], Resolution]
+    ) -> dict[tuple[str, str], Resolution]:
+        """Write times as precisely as they are known; returns the resolutions that have some."""
+        timed = {
+            slot: resolution
+            for slot, resolution in resolutions.items()
+            if any(value.kind is ValueKind.TIME for value in resolution.values)
+        }
+        pids = tuple(dict.fromkeys(pid for _, pid in timed))
+        qids = tuple(dict.fromkeys(qid for qid, _ in timed))
+        rows = self._ask(reading, qids, lambda part: queries.precisions(part, pids))
+        found = precisions(_whole(rows, "statement", "precision"))
+        return {
+            slot: replace(
+                resolution,
+                values=tuple(
+                    replace(value, label=written(value.id, found.get(name))) if value.kind is ValueKind.TIME else value
+                    for value, name in zip(resolution.values, resolution.statement.split(" "), strict=False)
+                ),
+            )
+            for slot, resolution in timed.items()
         }
 
     def names(self, qids: Iterable[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ PREFIXES = """\
 @prefix s: <http://www.wikidata.org/entity/statement/> .
 @prefix p: <http://www.wikidata.org/prop/> .
 @prefix ps: <http://www.wikidata.org/prop/statement/> .
+@prefix psv: <http://www.wikidata.org/prop/statement/value/> .
 @prefix pq: <http://www.wikidata.org/prop/qualifier/> .
 @prefix wdno: <http://www.wikidata.org/prop/novalue/> .
 @prefix wikibase: <http://wikiba.se/ontology#> .
@@ -72,6 +73,12 @@ class Graph:
         more = "".join(f" ; pq:{qualifier} {turtle}" for qualifier, turtle in qualifiers.items())
         self.lines.append(f"wd:{qid} p:{pid} {name} .")
         self.lines.append(f"{name} wikibase:rank wikibase:{rank}Rank ; {what}{more} .")
+        return self
+
+    def dated(self, qid: str, pid: str, text: str, precision: int) -> Graph:
+        """A statement whose value is a time of this precision."""
+        self.says(qid, pid, time_literal(text))
+        self.lines.append(f"s:{qid}-{self.count} psv:{pid} [ wikibase:timePrecision {precision} ] .")
         return self
 
     def merged(self, qid: str, into: str) -> Graph:

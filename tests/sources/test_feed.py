@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_graph import ALBANIA_RELATIONS, REPLICATED, Graph, albania, at, relation
+from small_graph import ALBANIA_RELATIONS, REPLICATED, Graph, albania, at, relation, time_literal
 
 from sources import (
     AnswerTooLarge,
@@ -115,6 +115,40 @@ def test_a_text_that_cannot_be_used_is_nowhere(opened):
     assert {value.kind for value in observation.values} == {ValueKind.STRING}
     assert "evil" not in repr(observation)
     assert by_slot(opened(graph, [relation("P35", multi_valued=True)]).pages(None))["Q1", "P35"] == observation
+
+
+def test_times_are_as_precise_as_they_are_known(opened):
+    graph = Graph().item("Q1", "One", 1, "2022-01-01").item("Q2", "Two", 2, "2022-01-02")
+    graph.dated("Q1", "P571", "1952-03-01", 10).dated("Q1", "P571", "1953-01-01", 11).dated(
+        "Q2", "P571", "1952-01-01", 9
+    )
+    graph.says("Q2", "P571", '"1953-02-03T00:00:00Z"^^xsd:dateTime').says("Q2", "P571", '"about 1954"')
+    graph.dated("Q1", "P576", "2001-01-01", 7).says("Q2", "P576", '"2001-01-01T00:00:00Z"^^xsd:dateTime')
+    found = by_slot(opened(graph, [relation("P571", multi_valued=True), relation("P576")], chunk=1).pages(None))
+    written = {slot: [value.label for value in observation.values] for slot, observation in found.items()}
+    assert written == {
+        ("Q1", "P571"): ["March 1952", "1 January 1953"],
+        ("Q2", "P571"): ["about 1954", "1952", "3 February 1953"],
+        ("Q1", "P576"): ["21st century"],
+        ("Q2", "P576"): ["2001"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("languages", "expected"),
+    [(["en", "mul"], ["Republic"]), (["sq"], ["Republika"]), (["de", "el"], ["Demokratia", "Republic", "Republika"])],
+)
+def test_of_texts_in_several_languages_the_preferred_one_counts(opened, languages, expected):
+    graph = Graph().item("Q1", "One", 1, "2022-01-01")
+    for language in ("sq", "de", "el"):
+        graph.label("Q1", "One", language)
+    graph.says("Q1", "P1448", '"Republika"@sq', rank="Preferred").says("Q1", "P1448", '"Republic"@en')
+    graph.says("Q1", "P1448", '"Kingdom"@en', P582=time_literal("1928-01-01"))
+    graph.says("Q1", "P1448", '"Republika"@sq').says("Q1", "P1448", '"Demokratia"@it', rank="Preferred")
+    graph.says("Q1", "P1448", '"Republic"@en', rank="Preferred")
+    relations = [relation("P1448", multi_valued=True)]
+    values = by_slot(opened(graph, relations, languages=languages).pages(None))["Q1", "P1448"].values
+    assert sorted(value.label for value in values) == expected
 
 
 def test_a_subject_without_values_may_be_called_anything(opened):

@@ -47,6 +47,7 @@ def test_texts_are_plain_sparql():
         queries.statements(["Q1", "Q2"], ["P35", "P6"]),
         queries.labels(["Q1"], ["en", "mul"]),
         queries.kinds(["Q1"], ["P31", "P17"]),
+        queries.precisions(["Q1"], ["P571", "P569"]),
         queries.standing(["Q1", "Q2"], Stamps.ITEM),
         queries.standing(["Q1", "Q2"], Stamps.DOCUMENT),
     ]
