@@ -121,3 +121,12 @@ ALBANIA_RELATIONS = (
     relation("P1082"),
     relation("P571"),
 )
+ALBANIA_FILTERS = {"P6": {"P31": ["Q6256", "Q3624078"], "P30": ["Q46"]}, "P47": {"P31": ["Q6256"]}}
+
+
+def albania_in_kinds() -> Graph:
+    """Albania, with what filters and dates need, a merged item, and an item at two revisions."""
+    graph = albania().merged("Q8", "Q222").item("Q41", None, 1601, "2022-03-02T00:00:00")
+    graph.says("Q222", "P31", "wd:Q6256").says("Q222", "P30", "wd:Q46").says("Q403", "P30", "wd:Q46")
+    graph.says("Q403", "P31", "wd:Q3624078").says("Q41", "P31", "wd:Q6256", rank="Deprecated")
+    return graph.dated("Q41", "P571", "1830-01-01", 9).dated("Q403", "P571", "1817-11-01", 10)
