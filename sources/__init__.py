@@ -27,7 +27,7 @@ from sources.vocabulary import Cursor, Failed, Observation, Outcome, Page, Stand
 from sources.wikidata import WikidataSource
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 __all__ = [
@@ -72,6 +72,8 @@ class FeedOptions(TypedDict, total=False):
     lag: timedelta
     languages: Sequence[str]
     stamps: Stamps
+    memory: timedelta | None
+    filters: Mapping[str, Mapping[str, Sequence[str]]]
     blocklist: Sequence[str]
     longest_label: int
 
@@ -80,7 +82,7 @@ def open_embedded(path: Path, relations: Sequence[Relation], **options: Unpack[F
     """Open an RDF file or the directory of an Oxigraph store as a source inside the process.
 
     The data is read here; a file that changes later needs a new source. A snapshot is complete up to
-    its replication time, so overlap and lag are zero unless given.
+    its replication time, so overlap and lag are zero unless given, and an older one is told by any cursor.
 
     Raises:
         SnapshotUnreadable: missing, corrupt, empty or of an unknown format.
@@ -89,7 +91,7 @@ def open_embedded(path: Path, relations: Sequence[Relation], **options: Unpack[F
     """
     settled: FeedOptions = {"overlap": timedelta(0), "lag": timedelta(0)}
     settled.update(options)
-    return WikidataSource(EmbeddedEngine(path), relations, **settled)
+    return WikidataSource(EmbeddedEngine(path), relations, setback=timedelta(0), **settled)
 
 
 def open_endpoint(

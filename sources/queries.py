@@ -8,6 +8,7 @@ tags are validated before they enter a text; everything else is a constant of th
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from enum import StrEnum
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING
 from sources.vocabulary import require_pid, require_qid
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
 
     from sources.vocabulary import Cursor
@@ -30,6 +30,7 @@ _PREFIXES = f"""\
 PREFIX wd: <{ENTITY}>
 PREFIX p: <http://www.wikidata.org/prop/>
 PREFIX ps: <http://www.wikidata.org/prop/statement/>
+PREFIX psv: <http://www.wikidata.org/prop/statement/value/>
 PREFIX pq: <http://www.wikidata.org/prop/qualifier/>
 PREFIX wdno: <http://www.wikidata.org/prop/novalue/>
 PREFIX wikibase: <{WIKIBASE}>
@@ -55,6 +56,11 @@ _STAMPED = {
     Stamps.ITEM: "?item schema:dateModified ?modified ; schema:version ?revision .",
     Stamps.DOCUMENT: "?page schema:about ?item ; schema:dateModified ?modified ; schema:version ?revision .",
 }
+
+
+Watch = Mapping[str, Mapping[str, Sequence[str]]]
+"""The properties to watch; and for each the items that it is watched for, as values of further properties of which an
+item must have one each. Without such values it is watched for all items."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +116,11 @@ def replication_time() -> Query:
     )
 
 
-def discovery(pids: Sequence[str], stamps: Stamps, after: Cursor | None, until: datetime, limit: int) -> Query:
-    """Ask for items that carry one of ``pids``, oldest modification first: ``item modified revision``.
+def discovery(watch: Watch, stamps: Stamps, after: Cursor | None, until: datetime, limit: int) -> Query:
+    """Ask for items that carry a watched property, oldest modification first: ``item modified revision``.
 
     Args:
-        pids: properties, at least one.
+        watch: properties, at least one, and for which items.
         stamps: where the modification sits.
         after: only later modifications; None for all.
         until: no modification later than this.
@@ -129,14 +135,44 @@ def discovery(pids: Sequence[str], stamps: Stamps, after: Cursor | None, until: 
             f"  FILTER(?modified >= {start})\n"
             f"  FILTER(?modified > {start} || (?modified = {start} && ?revision > {after.revision:d}))\n"
         )
-    branches = " UNION ".join(f"{{ ?item p:{require_pid(pid)} ?statement }}" for pid in pids)
+    branches = "\n  UNION\n".join(
+        f"  {{ ?item p:{require_pid(pid)} ?statement{_kinds(kinds)} }}" for pid, kinds in watch.items()
+    )
     return _select(
         "item modified revision",
         f"""\
   {_STAMPED[stamps]}
 {later}  FILTER(?modified <= {_moment(until)})
-  {branches}
+{branches}
 }} ORDER BY ?modified ?revision LIMIT {limit:d}
+""",
+        distinct=True,
+    )
+
+
+def _kinds(kinds: Mapping[str, Sequence[str]]) -> str:
+    """Let an item through that has one of the values of each property."""
+    return "".join(
+        f" . ?item p:{require_pid(pid)} ?of{n} . ?of{n} ps:{pid} ?kind{n} ; wikibase:rank ?rank{n} ."
+        f" FILTER(?rank{n} != wikibase:DeprecatedRank) VALUES ?kind{n} {{ {_items(qids)} }}"
+        for n, (pid, qids) in enumerate(kinds.items())
+    )
+
+
+def kinds(qids: Sequence[str], pids: Sequence[str]) -> Query:
+    """Ask for the values of some items that are not deprecated: ``item property kind``."""
+    union = "\n  UNION\n".join(
+        f'  {{ ?item p:{pid} ?statement . ?statement ps:{pid} ?kind . BIND("{pid}" AS ?property) }}'
+        for pid in map(require_pid, pids)
+    )
+    return _select(
+        "item property kind",
+        f"""\
+  VALUES ?item {{ {_items(qids)} }}
+{union}
+  ?statement wikibase:rank ?rank .
+  FILTER(?rank != wikibase:DeprecatedRank)
+}}
 """,
         distinct=True,
     )
@@ -182,6 +218,18 @@ def statements(qids: Sequence[str], pids: Sequence[str]) -> Query:
   OPTIONAL {{ ?statement pq:P1366 ?successor }}
 }}
 """,
+    )
+
+
+def precisions(qids: Sequence[str], pids: Sequence[str]) -> Query:
+    """Ask how precise the times are that ``pids`` say of some items: ``item statement precision``."""
+    union = "\n  UNION\n".join(
+        f"  {{ ?item p:{pid} ?statement . ?statement psv:{pid} ?node }}" for pid in map(require_pid, pids)
+    )
+    return _select(
+        "item statement precision",
+        f"  VALUES ?item {{ {_items(qids)} }}\n{union}\n  ?node wikibase:timePrecision ?precision .\n}}\n",
+        distinct=True,
     )
 
 

@@ -8,18 +8,20 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sources import labels, queries
+from sources.dates import written
+from sources.errors import BadAnswer
 from sources.parts import in_parts
 from sources.resolver import Resolution, resolve
-from sources.statements import fold
+from sources.statements import entity_id, fold, precisions
 from sources.vocabulary import Cursor, Failed, Observation, Outcome, Value, ValueKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sources.catalogue import Relation
     from sources.engine import Engine, Row
-    from sources.queries import Query
+    from sources.queries import Query, Watch
 
 _NO_RESOLUTION = Resolution(Outcome.NONE, (), "no statement", "")
 
@@ -30,6 +32,7 @@ class Reader:
     Args:
         engine: answers the queries.
         relations: the properties to watch, by P-id.
+        watch: the same properties, and for which items.
         chunk: items per query.
         languages: of labels, in the order of preference.
         longest_label: characters.
@@ -41,6 +44,7 @@ class Reader:
         self,
         engine: Engine,
         relations: Mapping[str, Relation],
+        watch: Watch,
         *,
         chunk: int,
         languages: Sequence[str],
@@ -49,6 +53,7 @@ class Reader:
     ) -> None:
         self._engine = engine
         self._relations = relations
+        self._watch = watch
         self._chunk = chunk
         self._languages = languages
         self._fault = partial(labels.fault, languages=languages, longest=longest_label, blocklist=blocklist)
@@ -61,21 +66,67 @@ class Reader:
 
         """
         reading = _Reading()
-        pids = tuple(self._relations)
+        pids = tuple(self._watch)
         slots = fold(self._ask(reading, tuple(items), lambda part: queries.statements(part, pids)))
+        watched = self._watched(reading, tuple(items))
         resolutions = {
-            (qid, pid): resolve(found, multi_valued=self._relations[pid].multi_valued, now=now)
+            (qid, pid): resolve(
+                found, multi_valued=self._relations[pid].multi_valued, now=now, languages=self._languages
+            )
             for (qid, pid), found in slots.items()
+            if pid in watched[qid]
         }
+        resolutions |= self._dated(reading, resolutions)
         self._name(reading, items, resolutions)
         observations = [
             self._observation(qid, pid, items[qid], resolutions.get((qid, pid), _NO_RESOLUTION), reading.names)
             for qid in items
             if qid not in reading.failed
-            for pid in pids
+            for pid in watched[qid]
         ]
         failed = tuple(Failed(qid, reading.failed[qid]) for qid in items if qid in reading.failed)
         return tuple(observations), failed
+
+    def _watched(self, reading: _Reading, qids: Sequence[str]) -> dict[str, list[str]]:
+        """Fetch which properties are watched for which of ``qids``."""
+        of = tuple(dict.fromkeys(pid for kinds in self._watch.values() for pid in kinds))
+        rows = self._ask(reading, qids, lambda part: queries.kinds(part, of)) if of else []
+        held = {
+            (entity_id(row["item"]), row["property"].value, entity_id(row["kind"]))
+            for row in _whole(rows, "property", "kind")
+        }
+        return {
+            qid: [
+                pid
+                for pid, kinds in self._watch.items()
+                if all(any((qid, of, value) in held for value in values) for of, values in kinds.items())
+            ]
+            for qid in qids
+        }
+
+    def _dated(
+        self, reading: _Reading, resolutions: Mapping[tuple[str, str], Resolution]
+    ) -> dict[tuple[str, str], Resolution]:
+        """Write times as precisely as they are known; returns the resolutions that have some."""
+        timed = {
+            slot: resolution
+            for slot, resolution in resolutions.items()
+            if any(value.kind is ValueKind.TIME for value in resolution.values)
+        }
+        pids = tuple(dict.fromkeys(pid for _, pid in timed))
+        qids = tuple(dict.fromkeys(qid for qid, _ in timed))
+        rows = self._ask(reading, qids, lambda part: queries.precisions(part, pids))
+        found = precisions(_whole(rows, "statement", "precision"))
+        return {
+            slot: replace(
+                resolution,
+                values=tuple(
+                    replace(value, label=written(value.id, found.get(name))) if value.kind is ValueKind.TIME else value
+                    for value, name in zip(resolution.values, resolution.statement.split(" "), strict=False)
+                ),
+            )
+            for slot, resolution in timed.items()
+        }
 
     def names(self, qids: Iterable[str]) -> dict[str, str]:
         """Fetch the labels of items that can stand in a prompt."""
@@ -98,7 +149,7 @@ class Reader:
         """Add labels to ``reading``; returns the items that failed and why."""
         asked = _Reading()
         rows = self._ask(asked, qids, lambda part: queries.labels(part, self._languages))
-        reading.names |= labels.choose(rows, self._languages)
+        reading.names |= labels.choose(_whole(rows, "label"), self._languages)
         return asked.failed
 
     def _ask(self, reading: _Reading, qids: Sequence[str], ask: Callable[[Sequence[str]], Query]) -> list[Row]:
@@ -151,6 +202,14 @@ class _Reading:
     def __init__(self) -> None:
         self.names: dict[str, str] = {}
         self.failed: dict[str, str] = {}
+
+
+def _whole(rows: Iterable[Row], *variables: str) -> Iterator[Row]:
+    """Yield rows that have these variables, as all must."""
+    for row in rows:
+        if missing := set(variables) - row.keys():
+            raise BadAnswer(f"a row lacks its {min(missing)}: check that the endpoint speaks SPARQL 1.1")
+        yield row
 
 
 def _digest(text: str) -> str:

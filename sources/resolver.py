@@ -3,7 +3,8 @@
 1. Deprecated statements do not count.
 2. Nor do those that have ended (P582 in the past or "some value", and no later start), nor those
    that have not begun (all P580 in the future, or all P585 in the future).
-3. If one of the rest is preferred, only preferred ones count.
+3. Of texts in several languages, only those in the most preferred language count, if one of the
+   languages asked for is among them. Of all the rest, only preferred ones if there is one.
 4. "Some value" or "no value" is the answer only if all that count say it; beside a real value it
    makes the slot ambiguous.
 5. A multi-valued property answers with all values. A single-valued property answers with the only
@@ -39,19 +40,23 @@ class Resolution:
     statement: str
 
 
-def resolve(statements: Collection[Statement], *, multi_valued: bool, now: datetime) -> Resolution:
+def resolve(
+    statements: Collection[Statement], *, multi_valued: bool, now: datetime, languages: Sequence[str] = ()
+) -> Resolution:
     """Decide what the statements of one (item, property) amount to at ``now``.
 
     Args:
         statements: all of them, in any order.
         multi_valued: whether several values can be true at once.
         now: UTC; a start after it has not happened, an end up to it has.
+        languages: of texts, in the order of preference.
 
     """
     verdicts = Counter(_verdict(statement, now) for statement in statements)
     current = [statement for statement in statements if _verdict(statement, now) == _CURRENT]
     if not current:
         return _without_value(Outcome.NONE, _why_none(verdicts))
+    current = _in_one_language(current, languages)
     preferred = [statement for statement in current if statement.rank is Rank.PREFERRED]
     return _weigh(preferred or current, multi_valued=multi_valued)
 
@@ -82,6 +87,12 @@ def _has_ended(statement: Statement, now: datetime) -> bool:
 def _lies_ahead(moments: Collection[datetime | None], now: datetime) -> bool:
     """Whether there are moments and all are known and in the future."""
     return bool(moments) and all(moment is not None and moment > now for moment in moments)
+
+
+def _in_one_language(statements: list[Statement], languages: Sequence[str]) -> list[Statement]:
+    spoken = {statement.language for statement in statements}
+    best = next((tag for tag in languages if tag in spoken), None)
+    return statements if best is None else [each for each in statements if each.language in {"", best}]
 
 
 def _why_none(verdicts: Counter[str]) -> str:

@@ -8,6 +8,7 @@ from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from sources.dates import written
 from sources.engine import XSD, Row, Term, TermKind
 from sources.errors import BadAnswer
 from sources.queries import ENTITY, GENID, STATEMENT, WIKIBASE
@@ -20,10 +21,6 @@ _NUMBERS = frozenset(XSD + name for name in ("decimal", "integer", "double", "fl
 _MOST_DIGITS = 60
 _FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)
 _LAST_MOMENT = datetime.max.replace(tzinfo=UTC)
-_MONTHS = (
-    "January", "February", "March", "April", "May", "June",
-    "July", "August", "September", "October", "November", "December",
-)  # fmt: skip
 
 
 class Rank(StrEnum):
@@ -55,6 +52,7 @@ class Statement:
         rank: the editors' rating.
         snak: whether there is a value.
         value: the value, with an empty label if it is an item; None unless ``snak`` is ``value``.
+        language: of a value that is a text in one language, otherwise empty.
         starts: start time (P580).
         ends: end time (P582).
         points: point in time (P585).
@@ -66,6 +64,7 @@ class Statement:
     rank: Rank
     snak: Snak
     value: Value | None
+    language: str = ""
     starts: frozenset[Moment] = frozenset()
     ends: frozenset[Moment] = frozenset()
     points: frozenset[Moment] = frozenset()
@@ -113,11 +112,28 @@ def _statement(row: Row) -> Statement:
         rank=Rank(row["rank"].value.removeprefix(WIKIBASE)),
         snak=snak,
         value=value,
+        language=row["value"].language if value is not None else "",
         starts=_moments(row.get("start")),
         ends=_moments(row.get("end")),
         points=_moments(row.get("point")),
         successors=frozenset({entity_id(row["successor"])} if "successor" in row else ()),
     )
+
+
+def precisions(rows: Iterable[Row]) -> dict[str, int]:
+    """Read how precise times are, by the statement's name; the coarsest of several counts.
+
+    Raises:
+        BadAnswer: a row is not of the shape that was asked for.
+
+    """
+    found: dict[str, int] = {}
+    for row in rows:
+        name, said = row["statement"].value.removeprefix(STATEMENT), row["precision"].value
+        if not said.isdecimal():
+            raise BadAnswer(f"the precision of a time is {said!a:.40}, no number: check that the data is Wikidata's")
+        found[name] = min(found.get(name, int(said)), int(said))
+    return found
 
 
 def entity_id(term: Term) -> str:
@@ -163,7 +179,7 @@ def _snak(term: Term | None) -> tuple[Snak, Value | None]:
         case TermKind.IRI if is_qid(entity_id(term)):
             return Snak.VALUE, Value(ValueKind.ITEM, entity_id(term), "")
         case TermKind.LITERAL if term.datatype == XSD + "dateTime":
-            return Snak.VALUE, Value(ValueKind.TIME, term.value, _written_date(term.value))
+            return Snak.VALUE, Value(ValueKind.TIME, term.value, written(term.value))
         case TermKind.LITERAL if term.datatype in _NUMBERS:
             return Snak.VALUE, _quantity(term.value)
         case _:
@@ -185,17 +201,3 @@ def _quantity(text: str) -> Value:
     if "." in plain:
         plain, grouped = plain.rstrip("0").rstrip("."), grouped.rstrip("0").rstrip(".")
     return Value(ValueKind.QUANTITY, plain, grouped)
-
-
-def _written_date(text: str) -> str:
-    """Write a date as a reader would: ``24 July 2022``, or ``1912`` for the first of January.
-
-    The simple value has no precision. Years are stored as their first day, and facts about years
-    are far more common than facts about New Year's Day.
-    """
-    moment = parse_time(text)
-    if moment is None or moment in {_FIRST_MOMENT, _LAST_MOMENT}:
-        return text
-    if (moment.month, moment.day) == (1, 1):
-        return str(moment.year)
-    return f"{moment.day} {_MONTHS[moment.month - 1]} {moment.year}"

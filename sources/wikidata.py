@@ -17,18 +17,21 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from sources import queries
-from sources.errors import BadAnswer, SourceError
+from sources.discovery import Discovery
+from sources.errors import BadAnswer, CursorTooOld, SourceError, SourceWentBack
 from sources.parts import Part, in_parts
 from sources.queries import Stamps
 from sources.reading import Reader
 from sources.statements import entity_id, parse_time
-from sources.vocabulary import Cursor, Failed, Page, Standing, StandingState, is_qid, require_qid
+from sources.vocabulary import Cursor, Failed, Page, Standing, StandingState, is_pid, is_qid, require_qid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from sources.catalogue import Relation
+    from sources.discovery import Found
     from sources.engine import Engine, Row
+    from sources.queries import Watch
 
 MAX_PAGE_SIZE = 5000
 """Well below the 10,000 rows at which some engines cut an answer short without saying so."""
@@ -46,6 +49,11 @@ class WikidataSource:
         lag: how far to stay behind the replication time, which is an average and no bound.
         languages: of labels, in the order of preference.
         stamps: where an item's modification sits.
+        memory: how old a cursor may be; None: any age.
+        setback: how far the replication time may lie before the cursor, as servers behind one address differ;
+            by default the overlap and an hour.
+        filters: by property, the items that it is watched for: those that have, of each further property, one of
+            the values. A property without filters is watched for all items.
         blocklist: regular expressions that no label may contain, whatever the case.
         longest_label: characters.
 
@@ -65,6 +73,9 @@ class WikidataSource:
         lag: timedelta = timedelta(minutes=2),
         languages: Sequence[str] = ("en", "mul"),
         stamps: Stamps = Stamps.ITEM,
+        memory: timedelta | None = None,
+        setback: timedelta | None = None,
+        filters: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
         blocklist: Sequence[str] = (),
         longest_label: int = 120,
     ) -> None:
@@ -76,6 +87,8 @@ class WikidataSource:
         self._lag = lag
         self._languages = tuple(languages)
         self._stamps = stamps
+        self._memory = memory
+        self._setback = overlap + timedelta(hours=1) if setback is None else setback
         if not relations or len(self._relations) != len(relations):
             raise SourceError("the properties to watch are empty or repeated: list each relation once")
         if unstated := [relation.pid for relation in relations if not relation.stated]:
@@ -97,9 +110,14 @@ class WikidataSource:
             raise SourceError(f"labels of at most {longest_label} characters: allow at least 1")
         for pattern in blocklist:
             _require_pattern(pattern)
+        if memory is not None and memory <= timedelta(0):
+            raise SourceError("the source's memory must be longer than nothing: correct the settings")
+        watch = _watch(self._relations, filters or {})
+        self._discovery = Discovery(engine, watch, stamps, page_size)
         self._reader = Reader(
             engine,
             self._relations,
+            watch,
             chunk=chunk,
             languages=self._languages,
             longest_label=longest_label,
@@ -142,27 +160,28 @@ class WikidataSource:
 
         """
         replicated = self.replication_time()
-        until = replicated - self._lag
-        reached = cursor
-        after = cursor
-        if cursor is not None and self._overlap:
-            after = Cursor(cursor.modified - self._overlap, 0)
-        while True:
-            found = self._discover(after, until)
-            if found:
-                last = found[-1][1]
-                if after is not None and last <= after:
-                    raise BadAnswer(
-                        f"{self.name} repeats modifications up to {last.modified:%Y-%m-%dT%H:%M:%SZ}: "
-                        "it does not honour the order of the query, use another engine"
-                    )
-                after = last
-                reached = max(reached or after, after)
+        after = reached = cursor
+        if cursor is not None:
+            self._require_continuity(cursor, replicated)
+            if self._overlap:
+                after = Cursor(cursor.modified - self._overlap, 0)
+        for found, searched in self._discovery.search(after, replicated - self._lag):
+            if found or reached is None or searched > reached:
+                reached = searched if reached is None else max(reached, searched)
                 yield self._page(found, reached, replicated)
-            if len(found) < self._page_size:
-                break
-        if reached is None or reached.modified < until:
-            yield Page((), Cursor(until, 0), 0)
+
+    def _require_continuity(self, cursor: Cursor, replicated: datetime) -> None:
+        read = f"{cursor.modified:%Y-%m-%dT%H:%M:%SZ}"
+        if cursor.modified - replicated > self._setback:
+            raise SourceWentBack(
+                f"{self.name} is complete up to {replicated:%Y-%m-%dT%H:%M:%SZ} only and was read up to {read}: "
+                "if it was restored from an older copy, run `factsyncd pull --full`"
+            )
+        if self._memory is not None and replicated - cursor.modified > self._memory:
+            raise CursorTooOld(
+                f"{self.name} was last read up to {read}, longer ago than its memory of {self._memory}: "
+                "run `factsyncd pull --full`"
+            )
 
     def standing(self, qids: Sequence[str]) -> Iterator[Standing]:
         """Yield where each of ``qids`` stands, in this order.
@@ -221,24 +240,7 @@ class WikidataSource:
         """
         return self._reader.names(qids)
 
-    def _discover(self, after: Cursor | None, until: datetime) -> list[tuple[str, Cursor]]:
-        """Fetch one page of (entity, modification)."""
-        query = queries.discovery(tuple(self._relations), self._stamps, after, until, self._page_size)
-        found = []
-        for row in self._engine.select(query):
-            try:
-                modified = parse_time(row["modified"].value)
-                if modified is None:
-                    raise ValueError(row["modified"].value)
-                found.append((entity_id(row["item"]), Cursor(modified, int(row["revision"].value))))
-            except (KeyError, ValueError) as error:
-                raise BadAnswer(
-                    f"{self.name} gave a modification of the wrong shape ({error!r}): "
-                    "check where dateModified and version sit"
-                ) from error
-        return found
-
-    def _page(self, found: Sequence[tuple[str, Cursor]], cursor: Cursor, now: datetime) -> Page:
+    def _page(self, found: Found, cursor: Cursor, now: datetime) -> Page:
         # Later rows overwrite: an item that is being updated can appear at two revisions.
         items = {entity: modification for entity, modification in found if is_qid(entity)}
         observations, failed = self._reader.read(items, now)
@@ -254,6 +256,19 @@ class WikidataSource:
                     f"{self.name} gave a standing of the wrong shape ({error!r}): "
                     "check where dateModified and version sit"
                 ) from error
+
+
+def _watch(pids: Iterable[str], filters: Mapping[str, Mapping[str, Sequence[str]]]) -> Watch:
+    watch = {pid: filters.get(pid, {}) for pid in pids}
+    if strangers := filters.keys() - watch.keys():
+        raise SourceError(f"filters for {min(strangers)}, which is not watched: watch it or drop the filters")
+    for pid, kinds in watch.items():
+        for of, values in kinds.items():
+            if not is_pid(of) or not values or not all(map(is_qid, values)):
+                raise SourceError(
+                    f"the filter of {pid} by {of!r} needs a property and items, such as P31 and Q6256: correct it"
+                )
+    return watch
 
 
 def standings(rows: Iterable[Row]) -> dict[str, Standing]:

@@ -13,6 +13,7 @@ PREFIXES = """\
 @prefix s: <http://www.wikidata.org/entity/statement/> .
 @prefix p: <http://www.wikidata.org/prop/> .
 @prefix ps: <http://www.wikidata.org/prop/statement/> .
+@prefix psv: <http://www.wikidata.org/prop/statement/value/> .
 @prefix pq: <http://www.wikidata.org/prop/qualifier/> .
 @prefix wdno: <http://www.wikidata.org/prop/novalue/> .
 @prefix wikibase: <http://wikiba.se/ontology#> .
@@ -74,6 +75,12 @@ class Graph:
         self.lines.append(f"{name} wikibase:rank wikibase:{rank}Rank ; {what}{more} .")
         return self
 
+    def dated(self, qid: str, pid: str, text: str, precision: int) -> Graph:
+        """A statement whose value is a time of this precision."""
+        self.says(qid, pid, time_literal(text))
+        self.lines.append(f"s:{qid}-{self.count} psv:{pid} [ wikibase:timePrecision {precision} ] .")
+        return self
+
     def merged(self, qid: str, into: str) -> Graph:
         self.lines.append(f"wd:{qid} owl:sameAs wd:{into} .")
         return self
@@ -114,3 +121,12 @@ ALBANIA_RELATIONS = (
     relation("P1082"),
     relation("P571"),
 )
+ALBANIA_FILTERS = {"P6": {"P31": ["Q6256", "Q3624078"], "P30": ["Q46"]}, "P47": {"P31": ["Q6256"]}}
+
+
+def albania_in_kinds() -> Graph:
+    """Albania, with what filters and dates need, a merged item, and an item at two revisions."""
+    graph = albania().merged("Q8", "Q222").item("Q41", None, 1601, "2022-03-02T00:00:00")
+    graph.says("Q222", "P31", "wd:Q6256").says("Q222", "P30", "wd:Q46").says("Q403", "P30", "wd:Q46")
+    graph.says("Q403", "P31", "wd:Q3624078").says("Q41", "P31", "wd:Q6256", rank="Deprecated")
+    return graph.dated("Q41", "P571", "1830-01-01", 9).dated("Q403", "P571", "1817-11-01", 10)

@@ -6,15 +6,17 @@ from datetime import timedelta
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_graph import ALBANIA_RELATIONS, REPLICATED, Graph, albania, at, relation
+from small_graph import ALBANIA_RELATIONS, REPLICATED, Graph, albania, at, relation, time_literal
 
 from sources import (
     AnswerTooLarge,
     BadAnswer,
     Cursor,
+    CursorTooOld,
     Outcome,
     QueryTimeout,
     SourceError,
+    SourceWentBack,
     Stamps,
     Value,
     ValueKind,
@@ -115,6 +117,40 @@ def test_a_text_that_cannot_be_used_is_nowhere(opened):
     assert by_slot(opened(graph, [relation("P35", multi_valued=True)]).pages(None))["Q1", "P35"] == observation
 
 
+def test_times_are_as_precise_as_they_are_known(opened):
+    graph = Graph().item("Q1", "One", 1, "2022-01-01").item("Q2", "Two", 2, "2022-01-02")
+    graph.dated("Q1", "P571", "1952-03-01", 10).dated("Q1", "P571", "1953-01-01", 11).dated(
+        "Q2", "P571", "1952-01-01", 9
+    )
+    graph.says("Q2", "P571", '"1953-02-03T00:00:00Z"^^xsd:dateTime').says("Q2", "P571", '"about 1954"')
+    graph.dated("Q1", "P576", "2001-01-01", 7).says("Q2", "P576", '"2001-01-01T00:00:00Z"^^xsd:dateTime')
+    found = by_slot(opened(graph, [relation("P571", multi_valued=True), relation("P576")], chunk=1).pages(None))
+    written = {slot: [value.label for value in observation.values] for slot, observation in found.items()}
+    assert written == {
+        ("Q1", "P571"): ["March 1952", "1 January 1953"],
+        ("Q2", "P571"): ["about 1954", "1952", "3 February 1953"],
+        ("Q1", "P576"): ["21st century"],
+        ("Q2", "P576"): ["2001"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("languages", "expected"),
+    [(["en", "mul"], ["Republic"]), (["sq"], ["Republika"]), (["de", "el"], ["Demokratia", "Republic", "Republika"])],
+)
+def test_of_texts_in_several_languages_the_preferred_one_counts(opened, languages, expected):
+    graph = Graph().item("Q1", "One", 1, "2022-01-01")
+    for language in ("sq", "de", "el"):
+        graph.label("Q1", "One", language)
+    graph.says("Q1", "P1448", '"Republika"@sq', rank="Preferred").says("Q1", "P1448", '"Republic"@en')
+    graph.says("Q1", "P1448", '"Kingdom"@en', P582=time_literal("1928-01-01"))
+    graph.says("Q1", "P1448", '"Republika"@sq').says("Q1", "P1448", '"Demokratia"@it', rank="Preferred")
+    graph.says("Q1", "P1448", '"Republic"@en', rank="Preferred")
+    relations = [relation("P1448", multi_valued=True)]
+    values = by_slot(opened(graph, relations, languages=languages).pages(None))["Q1", "P1448"].values
+    assert sorted(value.label for value in values) == expected
+
+
 def test_a_subject_without_values_may_be_called_anything(opened):
     graph = Graph().item("Q1", "{evil}", 1, "2022-01-01").says("Q1", "P35", None)
     observation = by_slot(opened(graph).pages(None))["Q1", "P35"]
@@ -209,8 +245,22 @@ def test_the_lag_holds_back_what_is_too_fresh(opened):
     assert page.cursor == Cursor(REPLICATED - timedelta(minutes=2), 0)
 
 
-def test_a_source_that_lags_behind_the_cursor_gives_nothing(opened):
-    assert list(opened(many()).pages(Cursor(at("2030-01-01"), 1))) == []
+def test_a_source_that_was_read_further_has_gone_back(opened, many_engine):
+    with pytest.raises(SourceWentBack, match=r"up to 2022-12-31T00:00:01Z.*run `factsyncd pull --full`$"):
+        list(opened(many(), overlap=timedelta(days=1)).pages(Cursor(REPLICATED + timedelta(seconds=1), 0)))
+    # Servers behind one address differ.
+    source = WikidataSource(many_engine, P35, overlap=timedelta(minutes=10))
+    assert list(source.pages(Cursor(REPLICATED + timedelta(minutes=70), 1))) == []
+    with pytest.raises(SourceWentBack):
+        list(source.pages(Cursor(REPLICATED + timedelta(minutes=71), 1)))
+
+
+def test_a_cursor_older_than_the_memory_of_the_source(opened):
+    source = opened(many(), memory=timedelta(days=30))
+    assert list(source.pages(Cursor(REPLICATED - timedelta(days=30), 0)))[-1].cursor == Cursor(REPLICATED, 0)
+    with pytest.raises(CursorTooOld, match=r"up to 2022-11-30T23:59:59Z.*run `factsyncd pull --full`$"):
+        list(source.pages(Cursor(REPLICATED - timedelta(days=30, seconds=1), 0)))
+    assert sum(page.items for page in source.pages(None)) == 23
 
 
 def test_quiet_time_moves_the_cursor(opened):
@@ -320,6 +370,11 @@ def test_an_engine_in_trouble_is_not_asked_for_ever(many_engine):
         {"languages": ()},
         {"languages": ("English",)},
         {"relations": (relation("^P35"),)},
+        {"memory": timedelta(0)},
+        {"filters": {"P36": {"P31": ["Q1"]}}},
+        {"filters": {"P35": {"P31": []}}},
+        {"filters": {"P35": {"P31": ["P1"]}}},
+        {"filters": {"P35": {"Q31": ["Q1"]}}},
         {"longest_label": 0},
         {"blocklist": ["("]},
         {"blocklist": [""]},

@@ -20,8 +20,12 @@ def test_ids_that_are_none_never_enter_a_query(text):
         queries.labels([text], ["en"])
     with pytest.raises(ValueError, match="not an item id"):
         queries.standing([text], Stamps.ITEM)
+    with pytest.raises(ValueError, match="not an item id"):
+        queries.kinds([text], ["P31"])
+    with pytest.raises(ValueError, match="not an item id"):
+        queries.discovery({"P35": {"P31": [text]}}, Stamps.ITEM, None, at("2022-01-01"), 10)
     with pytest.raises(ValueError, match="not a property id"):
-        queries.discovery([text.replace("Q", "P")], Stamps.ITEM, None, at("2022-01-01"), 10)
+        queries.discovery({text.replace("Q", "P"): {}}, Stamps.ITEM, None, at("2022-01-01"), 10)
     with pytest.raises(ValueError, match="not a property id"):
         queries.statements(["Q1"], [text.replace("Q", "P")])
 
@@ -36,10 +40,14 @@ def test_texts_are_plain_sparql():
     cursor = Cursor(at("2022-01-01"), 7)
     texts = [
         queries.replication_time(),
-        queries.discovery(["P35", "P6"], Stamps.ITEM, cursor, at("2022-02-01"), 10),
-        queries.discovery(["P35"], Stamps.DOCUMENT, None, at("2022-02-01"), 10),
+        queries.discovery(
+            {"P35": {}, "P6": {"P31": ["Q1", "Q2"], "P17": ["Q3"]}}, Stamps.ITEM, cursor, at("2022-02-01"), 10
+        ),
+        queries.discovery({"P35": {}}, Stamps.DOCUMENT, None, at("2022-02-01"), 10),
         queries.statements(["Q1", "Q2"], ["P35", "P6"]),
         queries.labels(["Q1"], ["en", "mul"]),
+        queries.kinds(["Q1"], ["P31", "P17"]),
+        queries.precisions(["Q1"], ["P571", "P569"]),
         queries.standing(["Q1", "Q2"], Stamps.ITEM),
         queries.standing(["Q1", "Q2"], Stamps.DOCUMENT),
     ]

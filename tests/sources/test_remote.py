@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from small_graph import ALBANIA_RELATIONS, albania
+from small_graph import ALBANIA_FILTERS, ALBANIA_RELATIONS, REPLICATED, albania, albania_in_kinds
 
 from sources import Cursor, QueryTimeout, load_catalogue, open_embedded, open_endpoint
 from sources.endpoint import EndpointEngine
@@ -72,6 +72,20 @@ def test_a_small_world_is_the_same_over_http(tmp_path):
             assert list(there.pages(None)) == expected
             for page in expected:
                 assert list(there.pages(page.cursor)) == list(here.pages(page.cursor))
+
+
+def test_questions_about_items_are_answered_the_same_over_http(tmp_path):
+    file = tmp_path / "albania.ttl"
+    file.write_text(albania_in_kinds().turtle(), encoding="utf-8")
+    asked = ["Q222", "Q99", "Q8", "Q41", "Q403"]
+    with served(file, tmp_path / "store") as url:
+        for options in ({}, {"filters": ALBANIA_FILTERS, "chunk": 2}, {"filters": ALBANIA_FILTERS, "page_size": 1}):
+            here = open_embedded(file, ALBANIA_RELATIONS, **options)
+            there = open_endpoint(url, ALBANIA_RELATIONS, user_agent=AGENT, **FEED, **options)
+            assert list(there.standing(asked)) == list(here.standing(asked))
+            assert list(there.observe(asked, REPLICATED)) == list(here.observe(asked, REPLICATED)) != []
+            assert there.names(asked) == here.names(asked) != {}
+            assert list(there.pages(None)) == list(here.pages(None))
 
 
 def packaged_snapshots() -> list[Path]:

@@ -101,7 +101,7 @@ def test_a_statement_seen_with_two_values_stays_contradictory():
         (
             literal("-0044-03-15T00:00:00Z"),
             Snak.VALUE,
-            Value(ValueKind.TIME, "-0044-03-15T00:00:00Z", "-0044-03-15T00:00:00Z"),
+            Value(ValueKind.TIME, "-0044-03-15T00:00:00Z", "15 March 45 BC"),
         ),
     ],
 )
