@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
+import unicodedata
 from importlib import resources
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -13,8 +13,12 @@ from sources.errors import CatalogueInvalid
 from sources.vocabulary import is_pid
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from importlib.resources.abc import Traversable
     from pathlib import Path
+
+_QUESTION_MARKS = frozenset("?\uff1f\u061f")
+"""Latin, full-width and Arabic."""
 
 
 def _text(text: str) -> str:
@@ -32,15 +36,34 @@ def _template(text: str) -> str:
     return text
 
 
-def _relation_id(text: str) -> str:
-    if not re.fullmatch(r"\^?P[1-9]\d*", text, re.ASCII):
-        raise ValueError(f"{text!r} is not a property id (P followed by digits), nor one with ^ in front")
+def _cloze(text: str) -> str:
+    if not _QUESTION_MARKS.isdisjoint(text):
+        raise ValueError(f"{text!r} is a question: it belongs under questions")
     return text
+
+
+def _question(text: str) -> str:
+    if _QUESTION_MARKS.isdisjoint(text):
+        raise ValueError(f"{text!r} must contain a question mark")
+    return text
+
+
+def _relation_id(text: str) -> str:
+    if not is_pid(text.removeprefix("^")):
+        raise ValueError(f"{text!r} is not a property id (P followed by at most 12 digits), nor one with ^ in front")
+    return text
+
+
+def _folded(text: str) -> str:
+    """What is left of a wording for the eye: no case, no punctuation, single spaces."""
+    kept = "".join(" " if unicodedata.category(c)[0] in "PZC" else c for c in text.replace("{}", "\ufffc").casefold())
+    return " ".join(kept.split())
 
 
 RelationId = Annotated[str, AfterValidator(_relation_id)]
 Text = Annotated[str, AfterValidator(_text)]
-Template = Annotated[str, AfterValidator(_template)]
+Cloze = Annotated[str, AfterValidator(_template), AfterValidator(_cloze)]
+Question = Annotated[str, AfterValidator(_template), AfterValidator(_question)]
 
 
 class Relation(BaseModel):
@@ -65,10 +88,10 @@ class Relation(BaseModel):
 
     pid: RelationId
     label: Text
-    prompt: Template
-    variants: Annotated[tuple[Template, ...], Field(strict=False)] = ()
-    paraphrases: Annotated[tuple[Template, ...], Field(min_length=3, strict=False)]
-    questions: Annotated[tuple[Template, ...], Field(min_length=1, strict=False)]
+    prompt: Cloze
+    variants: Annotated[tuple[Cloze, ...], Field(strict=False)] = ()
+    paraphrases: Annotated[tuple[Cloze, ...], Field(min_length=3, strict=False)]
+    questions: Annotated[tuple[Question, ...], Field(min_length=1, strict=False)]
     multi_valued: bool
     symmetric: bool
     inverse: RelationId | None = None
@@ -87,14 +110,20 @@ class Relation(BaseModel):
     def _one_opposite(self) -> Self:
         if self.symmetric and self.inverse is not None:
             raise ValueError("symmetric relations are their own inverse: leave inverse out")
+        if self.inverse == self.pid:
+            raise ValueError("a relation that is its own inverse is symmetric = true, without inverse")
+        if self.inverse and "^" in self.pid + self.inverse and self.pid.strip("^") != self.inverse.strip("^"):
+            raise ValueError(f"{self.inverse} is not {self.pid} read backwards")
         return self
 
     @model_validator(mode="after")
     def _probes_are_held_out(self) -> Self:
         texts = (self.prompt, *self.variants, *self.paraphrases, *self.questions)
+        seen = set()
         for text in texts:
-            if texts.count(text) > 1:
-                raise ValueError(f"{text!r} occurs twice among prompt, variants, paraphrases and questions")
+            if (folded := _folded(text)) in seen:
+                raise ValueError(f"{text!r} occurs twice in this table, case and punctuation apart")
+            seen.add(folded)
         return self
 
 
@@ -108,15 +137,25 @@ def load_catalogue(extra: Path | None = None) -> dict[str, Relation]:
         CatalogueInvalid: names the file, the relation and the mistake.
 
     """
-    relations = _read(resources.files("sources") / "catalogue.toml")
+    packaged = resources.files("sources") / "catalogue.toml"
+    relations = _read(packaged)
     if extra is not None:
         relations |= _read(extra)
-    for pid, relation in relations.items():
-        if relation.inverse is not None and relation.inverse not in relations:
-            raise CatalogueInvalid(
-                f"{extra}: [{pid}] inverse: {relation.inverse} has no wordings: add a table [{relation.inverse}]"
-            )
+    for relation in relations.values():
+        _require_inverse(extra or packaged, relation, relations)
     return relations
+
+
+def _require_inverse(file: Traversable | Path, relation: Relation, relations: Mapping[str, Relation]) -> None:
+    """The tables of two properties name each other; that of ``^P6`` says by its name whose inverse it is."""
+    pid, inverse = relation.pid, relation.inverse
+    if inverse is None:
+        return
+    where = f"{file}: [{pid}] inverse"
+    if inverse not in relations:
+        raise CatalogueInvalid(f"{where}: {inverse} has no wordings: add a table [{inverse}]")
+    if not inverse.startswith("^") and relations[inverse].inverse != pid:
+        raise CatalogueInvalid(f'{where}: {inverse} does not point back: [{inverse}] must have inverse = "{pid}"')
 
 
 def _read(file: Traversable | Path) -> dict[str, Relation]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datetime import datetime
 
-_QID = re.compile(r"Q[1-9]\d*", re.ASCII)
-_PID = re.compile(r"P[1-9]\d*", re.ASCII)
+_QID = re.compile(r"Q[1-9]\d{0,11}", re.ASCII)
+_PID = re.compile(r"P[1-9]\d{0,11}", re.ASCII)
+"""Twelve digits are ten thousand times what Wikidata has reached; more is a mistake or an attempt."""
 
 
 def is_qid(text: str) -> bool:
@@ -33,7 +34,7 @@ def require_qid(text: str) -> str:
 
     """
     if not is_qid(text):
-        raise ValueError(f"not an item id (Q followed by digits): {text!r}")
+        raise ValueError(f"not an item id (Q followed by at most 12 digits): {text[:40]!r}")
     return text
 
 
@@ -45,7 +46,7 @@ def require_pid(text: str) -> str:
 
     """
     if not is_pid(text):
-        raise ValueError(f"not a property id (P followed by digits): {text!r}")
+        raise ValueError(f"not a property id (P followed by at most 12 digits): {text[:40]!r}")
     return text
 
 

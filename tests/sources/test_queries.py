@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import re
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from small_graph import at
 
 from sources import Cursor, queries
 from sources.queries import Stamps
 from sources.vocabulary import Observation, Outcome, is_pid, is_qid
 
-BAD_IDS = ["", "Q0", "Q01", "q1", "Q1 ", "Q1\n", "Q١", "Q1} DROP ALL #", "L1", "Q"]
+BAD_IDS = ["", "Q0", "Q01", "q1", "Q1 ", "Q1\n", "Q١", "Q1} DROP ALL #", "L1", "Q", "Q1234567890123"]
+
+ANY_ID = st.from_regex(r"[QPL^]?[0-9]{1,14}.{0,3}", fullmatch=True) | st.text(max_size=20)
 
 
 @pytest.mark.parametrize("text", BAD_IDS)
@@ -28,6 +34,33 @@ def test_ids_that_are_none_never_enter_a_query(text):
         queries.discovery({text.replace("Q", "P"): {}}, Stamps.ITEM, None, at("2022-01-01"), 10)
     with pytest.raises(ValueError, match="not a property id"):
         queries.statements(["Q1"], [text.replace("Q", "P")])
+
+
+def _accepts(qid: str, pid: str) -> list[str]:
+    """The texts of all queries that take the ids."""
+    until, made = at("2022-01-01"), []
+    for make in (
+        lambda: queries.statements([qid], ["P35"]),
+        lambda: queries.statements(["Q1"], [pid]),
+        lambda: queries.labels([qid], ["en"]),
+        lambda: queries.discovery([pid], Stamps.ITEM, None, until, 10),
+        lambda: queries.discovery([pid], Stamps.DOCUMENT, None, until, 10),
+    ):
+        try:
+            made.append(make().text)
+        except ValueError:
+            continue
+    return made
+
+
+@given(qid=ANY_ID, pid=ANY_ID)
+@example(qid="Q123456789012", pid="P123456789012")
+@example(qid="Q1\n", pid="P1\n")
+@example(qid="Q\u0661", pid="P\u0661")
+def test_nothing_but_a_valid_id_enters_a_query(qid, pid):
+    """Whatever is asked for: with its ids blotted out, a text is that of the plainest ids, also blotted out."""
+    plain = {re.sub(r"\b[QP][1-9][0-9]{0,11}\b", "ID", text) for text in _accepts("Q1", "P35")}
+    assert {re.sub(r"\b[QP][1-9][0-9]{0,11}\b", "ID", text) for text in _accepts(qid, pid)} <= plain
 
 
 @pytest.mark.parametrize("tag", ["", "EN", 'en"', "en-", "e"])
