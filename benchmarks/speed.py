@@ -237,7 +237,7 @@ def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--facts", type=int, default=32)
+    parser.add_argument("--facts", type=int, default=96)
     parser.add_argument("--serial-facts", type=int, default=8, help="facts that the serial form is timed on")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--data", type=Path, default=SHARED)
