@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
+from sources.action_api import ActionApi, open_action_api
 from sources.catalogue import Relation, load_catalogue
+from sources.client import DEFAULT_LIMITS, Limits, Observer, silent_observer
 from sources.embedded import EmbeddedEngine
-from sources.endpoint import DEFAULT_LIMITS, EndpointEngine, Limits
+from sources.endpoint import EndpointEngine
 from sources.errors import (
     AnswerTooLarge,
     BadAnswer,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "ActionApi",
     "AnswerTooLarge",
     "BadAnswer",
     "BadQuery",
@@ -42,6 +45,7 @@ __all__ = [
     "FeedOptions",
     "Limits",
     "Observation",
+    "Observer",
     "Outcome",
     "Page",
     "QueryTimeout",
@@ -58,8 +62,10 @@ __all__ = [
     "ValueKind",
     "WikidataSource",
     "load_catalogue",
+    "open_action_api",
     "open_embedded",
     "open_endpoint",
+    "silent_observer",
 ]
 
 
@@ -101,6 +107,8 @@ def open_endpoint(
     user_agent: str,
     timeout_seconds: float = 65.0,
     limits: Limits = DEFAULT_LIMITS,
+    observer: Observer = silent_observer,
+    turnstile: Path | None = None,
     **options: Unpack[FeedOptions],
 ) -> WikidataSource:
     """Open a SPARQL endpoint as a source; nothing is sent before it is asked.
@@ -108,14 +116,24 @@ def open_endpoint(
     Args:
         url: address of the endpoint, http or https.
         relations: the properties to watch.
-        user_agent: ``name/version (url; mail)``, as Wikimedia's policy asks.
+        user_agent: ``name/version (url; mail)``, as Wikimedia's policy asks; a public host needs a contact in it.
         timeout_seconds: bound on one attempt at a query. The Wikidata Query Service gives up after 60.
         limits: bounds on answers and on trying again.
+        observer: called after every attempt with its outcome (``ok``, ``throttled``, ``banned``, ``timeout``,
+            ``bad_query``, ``down``, ``bad_answer`` or ``too_large``) and its seconds.
+        turnstile: directory of lock files by which processes ask a host one query at a time.
         **options: see `WikidataSource`.
 
     Raises:
         SourceError: the settings cannot work.
 
     """
-    engine = EndpointEngine(url, user_agent=user_agent, timeout_seconds=timeout_seconds, limits=limits)
+    engine = EndpointEngine(
+        url,
+        user_agent=user_agent,
+        timeout_seconds=timeout_seconds,
+        limits=limits,
+        observer=observer,
+        turnstile=turnstile,
+    )
     return WikidataSource(engine, relations, **options)

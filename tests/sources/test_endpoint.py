@@ -175,6 +175,57 @@ def test_throttled_without_a_time(httpserver, engine, header):
     assert caught.value.retry_after is None
 
 
+@pytest.mark.parametrize(
+    ("header", "seconds"), [({}, 86_400), ({"Retry_After": "7200"}, 7200), ({"Retry_After": "9" * 400}, 30 * 86_400)]
+)
+def test_how_long_a_ban_lasts(httpserver, engine, header, seconds):
+    answer(httpserver, b"banned", 403, "text/plain", **header)
+    with pytest.raises(Banned) as caught:
+        engine().select(QUERY)
+    assert caught.value.retry_after == seconds
+
+
+def test_pauses_between_attempts_are_scattered(httpserver, engine, monkeypatch):
+    """So that those who failed together do not come back together."""
+    stamina.set_testing(False)
+    pauses = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", pauses.append)
+    for header in ({}, {"Retry-After": "5"}, {}):
+        httpserver.expect_ordered_request("/sparql").respond_with_data(status=429, headers=header)
+    httpserver.expect_ordered_request("/sparql").respond_with_json(ONE_ROW)
+    engine().select(QUERY)
+    assert all(low < pause <= low + 1 for pause, low in zip(pauses, (1, 5, 4), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "outcomes"),
+    [
+        (200, ONE_ROW, ["ok"]),
+        (429, b"", ["throttled"] * 3),
+        (403, b"", ["banned"]),
+        (504, b"", ["timeout"]),
+        (400, b"", ["bad_query"]),
+        (503, b"", ["down"] * 3),
+        (200, b"[]", ["bad_answer"]),
+        (200, b" " * 2000, ["too_large"]),
+    ],
+)
+def test_every_request_is_observed(httpserver, status, body, outcomes):
+    seen = []
+    answer(httpserver, body, status)
+    engine = EndpointEngine(
+        httpserver.url_for("/sparql"),
+        user_agent=AGENT,
+        timeout_seconds=10,
+        limits=Limits(max_bytes=1000),
+        observer=lambda outcome, seconds: seen.append((outcome, seconds)),
+    )
+    with contextlib.suppress(SourceError):
+        engine.select(QUERY)
+    assert [outcome for outcome, _ in seen] == outcomes
+    assert all(0 < seconds < 10 for _, seconds in seen)
+
+
 def test_retry_after_is_waited_out(httpserver, engine):
     stamina.set_testing(False)
     httpserver.expect_ordered_request("/sparql").respond_with_data(status=429, headers={"Retry-After": "1"})
@@ -432,7 +483,7 @@ def test_settings_that_cannot_work(url, agent, timeout_seconds):
 
 
 def test_the_name_is_the_address(engine):
-    assert engine("http://host.example/sparql").name == "http://host.example/sparql"
+    assert engine("http://host/sparql").name == "http://host/sparql"
 
 
 def test_an_answer_in_pieces(httpserver, engine):
