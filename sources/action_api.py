@@ -6,6 +6,7 @@ Values carry no labels of other items: opinions are compared by ids.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlencode
 from urllib.request import Request
@@ -70,7 +71,7 @@ class ActionApi:
         found: list[Observation] = []
         for start in range(0, len(wanted), IDS_AT_ONCE):
             part = wanted[start : start + IDS_AT_ONCE]
-            for qid, entity in self._client.ask(lambda part=part: self._request(part), self._entities).items():
+            for qid, entity in self._client.ask(partial(self._request, part), self._entities).items():
                 if qid in part and _is_itself(qid, entity):
                     found += self._observations(qid, entity, now)
         return found

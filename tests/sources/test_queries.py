@@ -43,8 +43,16 @@ def _accepts(qid: str, pid: str) -> list[str]:
         lambda: queries.statements([qid], ["P35"]),
         lambda: queries.statements(["Q1"], [pid]),
         lambda: queries.labels([qid], ["en"]),
-        lambda: queries.discovery([pid], Stamps.ITEM, None, until, 10),
-        lambda: queries.discovery([pid], Stamps.DOCUMENT, None, until, 10),
+        lambda: queries.discovery({pid: {}}, Stamps.ITEM, None, until, 10),
+        lambda: queries.discovery({pid: {}}, Stamps.DOCUMENT, None, until, 10),
+        lambda: queries.discovery({"P35": {pid: ["Q6256"]}}, Stamps.ITEM, None, until, 10),
+        lambda: queries.discovery({"P35": {"P31": [qid]}}, Stamps.ITEM, None, until, 10),
+        lambda: queries.kinds([qid], ["P31"]),
+        lambda: queries.kinds(["Q1"], [pid]),
+        lambda: queries.standing([qid], Stamps.ITEM),
+        lambda: queries.standing([qid], Stamps.DOCUMENT),
+        lambda: queries.precisions([qid], ["P571"]),
+        lambda: queries.precisions(["Q1"], [pid]),
     ):
         try:
             made.append(make().text)
