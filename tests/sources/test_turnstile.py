@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -80,12 +81,15 @@ def test_threads_with_one_engine_take_turns(httpserver, crowded):
 def test_processes_and_engines_take_turns(httpserver, crowded, tmp_path):
     url, directory = httpserver.url_for("/sparql"), tmp_path / "made" / "turnstile"
     engines = [EndpointEngine(url, user_agent="tests/0", timeout_seconds=30, turnstile=directory) for _ in range(2)]
+    # The packages of this checkout, wherever they are installed from.
+    environment = os.environ | {"PYTHONPATH": str(CHILD.parents[3])}
     with ExitStack() as stack:
         children = [
-            stack.enter_context(subprocess.Popen([sys.executable, CHILD, url, directory, "5"])) for _ in range(2)
+            stack.enter_context(subprocess.Popen([sys.executable, CHILD, url, directory, "5"], env=environment))
+            for _ in range(2)
         ]
         with ThreadPoolExecutor(2) as pool:
-            while not crowded:
+            while not crowded and any(child.poll() is None for child in children):
                 time.sleep(0.01)
             list(pool.map(ask, engines, [5, 5]))
     assert [child.returncode for child in children] == [0, 0]
