@@ -6,6 +6,7 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING
 
+from sources.scripts import hides, mixes_scripts
 from sources.statements import entity_id
 
 if TYPE_CHECKING:
@@ -14,8 +15,11 @@ if TYPE_CHECKING:
     from sources.engine import Row
 
 _BAD_CATEGORIES = frozenset({"Cc", "Cn", "Co", "Cs", "Zl", "Zp"})
-_BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""They can make a name read differently from what it is. Other format characters are part of scripts."""
+_BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""They can make a name read differently from what it is."""
+_MARKUP = re.compile(r"[<>|]|\[\[")
+_URL = re.compile(r"\b[a-z][a-z0-9+.-]*://|\bwww\.\w", re.IGNORECASE)
+_SPACES = re.compile(r"^\s|\s\s|\s$")
 
 
 def choose(rows: Iterable[Row], languages: Sequence[str]) -> dict[str, str]:
@@ -31,24 +35,44 @@ def choose(rows: Iterable[Row], languages: Sequence[str]) -> dict[str, str]:
     return {qid: label for qid, (_, label) in best.items()}
 
 
-def fault(label: str, languages: Sequence[str], longest: int = 120, blocklist: Sequence[str] = ()) -> str | None:
+def fault(
+    label: str, languages: Sequence[str], longest: int = 120, blocklist: Iterable[re.Pattern[str]] = ()
+) -> str | None:
     """Say why a label cannot stand in a prompt, or None if it can.
 
     Args:
-        label: the text, empty if there is none.
-        languages: those that were asked for.
-        longest: characters that a label may have.
-        blocklist: regular expressions that it must not contain, whatever the case.
+        label: as the source gives it.
+        languages: those it was looked for in.
+        longest: most characters of a label.
+        blocklist: what an operator will not have in a label; found anywhere in it.
 
     """
     if not label.strip():
         return "no label in " + ", ".join(languages)
     if len(label) > longest:
         return f"label of more than {longest} characters"
+    if any(pattern.search(label) for pattern in blocklist):
+        return "label on the blocklist"
+    return _odd_character(label) or _odd_text(label)
+
+
+def _odd_character(label: str) -> str | None:
     if "{" in label or "}" in label:
         return "label with a brace"
     if any(unicodedata.category(c) in _BAD_CATEGORIES or c in _BIDI_CONTROLS for c in label):
         return "label with a control character"
-    if any(re.search(pattern, label, re.IGNORECASE) for pattern in blocklist):
-        return "label on the blocklist"
+    if hides(label):
+        return "label with an invisible character"
+    return None
+
+
+def _odd_text(label: str) -> str | None:
+    if _SPACES.search(label):
+        return "label with space around it or several spaces in a row"
+    if _MARKUP.search(label):
+        return "label with markup"
+    if _URL.search(label):
+        return "label with a web address"
+    if mixes_scripts(label):
+        return "label that mixes scripts within a word"
     return None

@@ -69,9 +69,10 @@ def histories(draw):
     made, edits = 0, []
     for n in range(draw(st.integers(1, 25))):
         made += draw(st.integers(0, 6))
-        late = draw(st.integers(0, overlap + lag))
+        late = draw(st.sampled_from([0, overlap + lag]) | st.integers(0, overlap + lag))
         edits.append(Edit(draw(st.integers(1, 6)), made, n + 1, made + late, draw(st.integers(0, 3))))
-    polls = sorted(draw(st.lists(st.integers(0, made + 30), max_size=8)))
+    just_before = st.sampled_from([max(0, edit.arrives - 1) for edit in edits])
+    polls = sorted(draw(st.lists(st.integers(0, made + 30) | just_before, max_size=8)))
     return overlap, lag, edits, [*polls, made + 60]
 
 

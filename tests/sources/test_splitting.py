@@ -91,6 +91,20 @@ def test_a_stretch_that_passed_is_not_searched_again_after_a_failure(engine):
     assert read(engine, first.cursor)[1] == expected
 
 
+@pytest.mark.parametrize("seconds", [1, 2, 3, 7])
+def test_what_lies_on_the_border_of_two_stretches_comes_once(tmp_path, seconds):
+    graph = Graph(replicated=at("2022-01-01T00:01:00"))
+    for n in range(1, 61):
+        graph.item(f"Q{n}", f"Item {n}", 1000 - n, f"2022-01-01T00:00:{n // 2:02d}").says(f"Q{n}", "P35", "wd:Q1")
+    path = tmp_path / "graph.ttl"
+    path.write_text(graph.turtle(), encoding="utf-8")
+    weak = Weak(EmbeddedEngine(path), longest=timedelta(seconds=seconds))
+    _, observed = read(weak, Cursor(at("2022-01-01"), 0))
+    assert [o.revision for o in observed] == sorted(
+        (1000 - n for n in range(1, 61)), key=lambda r: ((1000 - r) // 2, r)
+    )
+
+
 def test_an_engine_that_cannot_search_a_second_is_not_asked_for_ever(engine):
     weak = Weak(engine, most=0)
     with pytest.raises(QueryTimeout):
