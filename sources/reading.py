@@ -16,6 +16,7 @@ from sources.statements import entity_id, fold, precisions
 from sources.vocabulary import Cursor, Failed, Observation, Outcome, Value, ValueKind
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
@@ -36,7 +37,7 @@ class Reader:
         chunk: items per query.
         languages: of labels, in the order of preference.
         longest_label: characters.
-        blocklist: regular expressions that no label may contain.
+        blocklist: what no label may contain.
 
     """
 
@@ -49,7 +50,7 @@ class Reader:
         chunk: int,
         languages: Sequence[str],
         longest_label: int,
-        blocklist: Sequence[str],
+        blocklist: Sequence[re.Pattern[str]],
     ) -> None:
         self._engine = engine
         self._relations = relations

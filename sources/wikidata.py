@@ -108,8 +108,6 @@ class WikidataSource:
             raise SourceError("no language for labels: name at least one")
         if longest_label < 1:
             raise SourceError(f"labels of at most {longest_label} characters: allow at least 1")
-        for pattern in blocklist:
-            _require_pattern(pattern)
         if memory is not None and memory <= timedelta(0):
             raise SourceError("the source's memory must be longer than nothing: correct the settings")
         watch = _watch(self._relations, filters or {})
@@ -121,7 +119,7 @@ class WikidataSource:
             chunk=chunk,
             languages=self._languages,
             longest_label=longest_label,
-            blocklist=tuple(blocklist),
+            blocklist=[_pattern(text) for text in blocklist],
         )
 
     @property
@@ -303,10 +301,11 @@ def _standing(row: Row) -> Standing:
     return Standing(qid, StandingState.PRESENT, int(row["revision"].value), modified, "")
 
 
-def _require_pattern(pattern: str) -> None:
+def _pattern(text: str) -> re.Pattern[str]:
     try:
-        matches_all = re.search(pattern, "") is not None
+        pattern = re.compile(text, re.IGNORECASE)
     except re.error as error:
-        raise SourceError(f"the blocklist's {pattern!r} is no regular expression ({error}): correct it") from error
-    if matches_all:
-        raise SourceError(f"the blocklist's {pattern!r} matches every label: correct it")
+        raise SourceError(f"the blocklist's {text!r} is no regular expression ({error}): correct it") from error
+    if pattern.search(""):
+        raise SourceError(f"the blocklist's {text!r} matches every label: correct it")
+    return pattern
