@@ -118,9 +118,10 @@ class Outcome(StrEnum):
 class PublicationState(StrEnum):
     """Whether a target answers with the version."""
 
-    PENDING = "pending"
-    DELIVERED = "delivered"
-    FAILED = "failed"
+    PENDING = "pending"  # to be delivered, or tried again at its time
+    DELIVERED = "delivered"  # delivered and, where the engine can be asked, confirmed by its answers
+    FAILED = "failed"  # delivered, and the engine answered otherwise
+    SUPERSEDED = "superseded"  # a later publication to the target came first
 
 
 Values = list[dict[str, str]]
@@ -395,17 +396,28 @@ class Quarantine(SQLModel, table=True):
 
 
 class Publication(SQLModel, table=True):
-    """The outbox: a promoted version that a target must come to answer with."""
+    """The outbox: a version that a target must come to answer with."""
 
     __tablename__ = "publications"
+    __table_args__ = (
+        # One at a time is delivered to a target: a later one supersedes it.
+        Index(
+            "ux_publications_pending",
+            "target",
+            unique=True,
+            sqlite_where=text("state = 'pending'"),
+            postgresql_where=text("state = 'pending'"),
+        ),
+    )
 
     id: int | None = Field(default=None, primary_key=True)
     version_id: int = Field(sa_column=_foreign_key("versions.id", nullable=False))
     target: str
     state: PublicationState = Field(default=PublicationState.PENDING, sa_column=_enum(PublicationState))
     attempts: int = 0
-    detail: str = ""
+    detail: str = ""  # why it is not delivered
     created_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+    next_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)  # not tried before
     delivered_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
