@@ -10,24 +10,20 @@ import os
 import tomllib
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from daemon.errors import ConfigInvalid
+from daemon.section import Section
+from daemon.targets import DirectoryTarget, PublishSection, Secret, Target
 from editor import TextSource
 from sources import Stamps
 
 ENVIRONMENT_PREFIX = "FACTSYNCD_"
 CONFIG_VARIABLE = "FACTSYNCD_CONFIG"
 DAY = 86_400.0
-
-
-class Section(BaseModel):
-    """A table of the configuration; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class StateSection(Section):
@@ -71,7 +67,7 @@ class SourceSection(Section):
     languages: tuple[str, ...] = ("en", "mul")
     properties: tuple[str, ...] = ()
     """P-ids of the relation catalogue; empty: all of them."""
-    filters: dict[str, dict[str, tuple[str, ...]]] = {}
+    filters: dict[str, dict[str, tuple[str, ...]]] = Field(default_factory=dict)
     """``{P6 = {P31 = ["Q6256"]}}``: P6 is watched only for items that have one of these values of P31."""
     catalogue: Path | None = None
     """A TOML file with further relations."""
@@ -239,13 +235,6 @@ class ScheduleSection(Section):
     interval_seconds: float = Field(300.0, gt=0)
 
 
-class PublishSection(Section):
-    """The directory target: a link to the promoted version."""
-
-    current: Path = Path("current")
-    """Relative to the state directory."""
-
-
 class MetricsSection(Section):
     """Prometheus metrics over HTTP."""
 
@@ -317,10 +306,9 @@ class Settings(BaseSettings):
         """URL or path of the database."""
         return self.state.database or self.state.directory / "factsyncd.sqlite"
 
-    @property
-    def current_link(self) -> Path:
-        """The link that points at the promoted version."""
-        return self.state.directory / self.publish.current
+    def link_of(self, target: DirectoryTarget) -> Path:
+        """Where a directory target has its link."""
+        return (target.directory or self.state.directory) / target.link
 
 
 def load_settings(file: Path) -> Settings:
@@ -359,11 +347,20 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        model: Any = Settings
-        for part in problem["loc"][:-1]:
-            model = model.model_fields[str(part)].annotation
+        model = _table_at(problem["loc"][:-1])
         return f"unknown key {where}{_hint(str(problem['loc'][-1]), model)}"
     return f"{where}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _table_at(place: tuple[int | str, ...]) -> Any:
+    """The table that a key is in; in a list of tables the place names the number and the type."""
+    model: Any = Settings
+    for position, part in enumerate(place):
+        if isinstance(part, int):
+            kind = place[position + 1]
+            return next(table for table in get_args(get_args(Target)[0]) if table.model_fields["type"].default == kind)
+        model = model.model_fields[part].annotation
+    return model
 
 
 def _hint(name: str, model: type[BaseModel]) -> str:
@@ -399,5 +396,19 @@ def _anchored(settings: Settings, directory: Path) -> Settings:
                     "tasks": tuple(directory / task.expanduser() for task in settings.gate.tasks),
                 }
             ),
+            "publish": settings.publish.model_copy(
+                update={"targets": tuple(_anchored_target(target, directory) for target in settings.publish.targets)}
+            ),
         }
     )
+
+
+def _anchored_target(target: Target, directory: Path) -> Target:
+    """Where a target's own directory and its files of secrets are; its link and its mounts are no paths of ours."""
+    paths: dict[str, Any] = {}
+    for key, value in target:
+        if isinstance(value, Secret) and value.file is not None:
+            paths[key] = value.model_copy(update={"file": directory / value.file.expanduser()})
+    if isinstance(target, DirectoryTarget) and target.directory is not None:
+        paths["directory"] = directory / target.directory.expanduser()
+    return target.model_copy(update=paths)

@@ -7,6 +7,9 @@ DaemonError
 ├── ProbesOverlap       a probe is not apart from what shapes the weights
 ├── MeasurementInvalid  what the gate compares with cannot be measured
 ├── TooEarly            a source asked to be left alone for a while
+├── PublishFailed       a target could not be brought to answer with a version
+│   └── Disagrees       its engine answers otherwise than the version
+├── NotPublished        a version is promoted, and not all targets answer with it yet
 └── NotPossible         the request does not fit the present state
 
 Errors of the rooms (``SourceError``, ``EditorError``, ``StoreError``) pass through; every message is one line and
@@ -40,6 +43,18 @@ class MeasurementInvalid(DaemonError):
 
 class TooEarly(DaemonError):
     """A source asked to be left alone, and its time has not come."""
+
+
+class PublishFailed(DaemonError):
+    """A target could not be brought to answer with a version."""
+
+
+class Disagrees(PublishFailed):
+    """An engine answers otherwise than the version it was given."""
+
+
+class NotPublished(DaemonError):
+    """A version is promoted, and not all targets answer with it yet."""
 
 
 class NotPossible(DaemonError):
