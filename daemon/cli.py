@@ -17,10 +17,12 @@ from daemon.calibrate import check_output, write_settings
 from daemon.calibrate import report as calibration_of
 from daemon.config import CONFIG_VARIABLE, Settings, load_settings
 from daemon.cycle import run_cycle
+from daemon.deliver import deliver
 from daemon.demo import DEMO_DIRECTORY, run_demo
 from daemon.errors import ConfigInvalid, DaemonError
 from daemon.logs import configure_logging
 from daemon.options import chosen_config, configured, reading, wants_json
+from daemon.publish import publish_again
 from daemon.pull import start_over
 from daemon.report import page, write_page
 from daemon.report import report as report_of
@@ -132,6 +134,7 @@ def once(context: typer.Context) -> None:
     """Run one cycle. Exit code 0: promoted or nothing to do; 3: rejected; 4: held; 1: error."""
     with _writing(context) as runtime:
         cycle = run_cycle(runtime)
+        deliver(runtime)  # also what an earlier cycle could not
     _finish(context, cycle)
 
 
@@ -225,7 +228,7 @@ def verify(context: typer.Context) -> None:
     """Check every version on disk against its manifest and the recorded digest."""
     runtime = Runtime(_settings(context))
     with runtime.database.read() as session:
-        known = [row for row in inspect.versions(session) if row["digest"] is not None]
+        known = [row for row in inspect.versions(session) if row["path"] is not None]
     for row in known:
         runtime.artifacts.verify(row["id"], row["digest"])
     checked = {"verified": [row["id"] for row in known]}
@@ -254,6 +257,18 @@ def rollback(
     with _writing(context) as runtime:
         promoted = control.rollback(runtime, version)
     print_line(f"version {promoted} is promoted and published")
+
+
+@app.command()
+@configured
+def publish(
+    context: typer.Context,
+    target: Annotated[str | None, typer.Argument(help="The target's name. Default: all targets.")] = None,
+) -> None:
+    """Publish the promoted version again. Exit code 1: a target does not answer with it."""
+    with _writing(context) as runtime:
+        version = publish_again(runtime, target)
+    print_line(f"version {version} is published")
 
 
 @app.command()

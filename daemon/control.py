@@ -9,9 +9,10 @@ from sqlmodel import col, select
 from daemon.answers import unspeakable
 from daemon.batch import quarantine
 from daemon.breaker import acknowledge
+from daemon.deliver import deliver
 from daemon.errors import NotPossible
 from daemon.promote import accept, refuse
-from daemon.publish import deliver
+from daemon.publish import require_published
 from store import ledger
 from store.changes import newest_change
 from store.cycles import cycle_of, finish
@@ -35,7 +36,8 @@ def rollback(runtime: Runtime, version_id: int | None) -> int:
     are withdrawals of edits that are live in it.
 
     Raises:
-        NotPossible: there is nothing to go back to.
+        NotPossible: there is nothing to go back to, or its files are not kept any more.
+        NotPublished: it is promoted, and a target does not answer with it yet.
         UnknownVersion, WrongState: no such version, or it was rejected.
         ArtifactCorrupt: its files are damaged; nothing is changed.
     """
@@ -54,6 +56,8 @@ def rollback(runtime: Runtime, version_id: int | None) -> int:
         raise NotPossible(f"version {target.id} is the promoted one already")
     if target.state is VersionState.CANDIDATE:
         raise NotPossible(f"version {target.id} is a candidate: use `factsyncd approve {target.id}`")
+    if target.path is None and not runtime.artifacts.path(target.id).exists():
+        raise NotPossible(f"the files of version {target.id} are not kept any more: see `factsyncd versions`")
     runtime.artifacts.verify(target.id, target.digest)
     with runtime.database.transaction() as session:
         edits = ledger.ledger_edits(session, target.id)
@@ -67,10 +71,12 @@ def rollback(runtime: Runtime, version_id: int | None) -> int:
         ]
         undone += _withdrawals_of(session, edits)
         why = f"rolled back from version {present.id} by an operator"
-        accept(session, target, why)
+        accept(session, target, why, runtime.settings.publish.names)
         for change in undone:
             quarantine(session, change, why, present.id)
-    return deliver(runtime)
+    deliver(runtime)
+    require_published(runtime, target.id)
+    return target.id
 
 
 def _withdrawals_of(session: Session, edits: Sequence[Edit]) -> list[Change]:
@@ -84,6 +90,7 @@ def approve(runtime: Runtime, version_id: int) -> int:
 
     Raises:
         NotPossible: it is not a held candidate.
+        NotPublished: it is promoted, and a target does not answer with it yet.
         ArtifactCorrupt: its files are damaged; nothing is changed.
     """
     with runtime.database.read() as session:
@@ -91,9 +98,11 @@ def approve(runtime: Runtime, version_id: int) -> int:
     runtime.artifacts.verify(candidate.id, candidate.digest)
     with runtime.database.transaction() as session:
         candidate = _held(session, version_id)
-        accept(session, candidate, "approved by an operator")
+        accept(session, candidate, "approved by an operator", runtime.settings.publish.names)
         _finish_cycle_of(session, candidate, Outcome.PROMOTED, "approved by an operator")
-    return deliver(runtime)
+    deliver(runtime)
+    require_published(runtime, candidate.id)
+    return candidate.id
 
 
 def reject(runtime: Runtime, version_id: int) -> None:

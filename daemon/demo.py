@@ -135,7 +135,7 @@ def run_demo(directory: Path, progress: Progress) -> DemoResult:
             "counts": cycle.counts,
             "seconds": time.monotonic() - started,
             "config": str(config),
-            "current": str(settings.current_link),
+            "current": str(settings.state.directory / "current"),
             "answers": _answers(session),
             "versions": inspect.versions(session),
         }

@@ -9,6 +9,7 @@ from sqlmodel import SQLModel, col, func, select
 
 from daemon.breaker import latches
 from daemon.errors import NotPossible
+from daemon.outbox import held_by, newest_of
 from daemon.patience import resting
 from store.ledger import held_candidate, ledger_edits, promoted
 from store.tables import (
@@ -56,10 +57,18 @@ def status(session: Session) -> Row:
         "resting": resting(session),
         "sources": [_row(cursor) for cursor in session.exec(select(SourceCursor))],
         "last_cycle": None if cycle is None else _row(cycle),
-        "publications_pending": session.exec(
-            select(func.count()).select_from(Publication).where(Publication.state == "pending")
-        ).one(),
+        "publications": publications(session),
     }
+
+
+def publications(session: Session) -> list[Row]:
+    """For each target the version it was last brought to, and how its newest publication stands."""
+    rows = []
+    for target in session.exec(select(Publication.target).distinct().order_by(Publication.target)).all():
+        newest = newest_of(session, target)
+        assert newest is not None
+        rows.append({"target": target, "has": held_by(session, target), "newest": _row(newest, "target")})
+    return rows
 
 
 def versions(session: Session) -> list[Row]:

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from sqlmodel import col, func, select
 
 from daemon.breaker import ALL, latches
+from daemon.publish_metrics import PublishMetrics, of_publications
 from store import StoreError
 from store.ledger import ledger_edits, promoted
 from store.tables import (
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
+    from prometheus_client import Metric
     from sqlmodel import Session
 
     from store import Database
@@ -74,6 +76,7 @@ class Metrics:
             "factsyncd_last_success_timestamp_seconds", "When a cycle last ended without an error.",
             registry=self.registry,
         )  # fmt: skip
+        self.publications = PublishMetrics(self.registry)
         self._heartbeat = Gauge(
             "factsyncd_heartbeat_timestamp_seconds", "When the scheduler last ran.", registry=self.registry
         )
@@ -128,7 +131,7 @@ class StateCollector(Collector):
         """Nothing is read at registration."""
         return []
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """The present state; ``factsyncd_database_up`` is 0 where it cannot be read."""
         try:
             families = list(self._read())
@@ -138,7 +141,7 @@ class StateCollector(Collector):
         yield GaugeMetricFamily("factsyncd_database_up", "Whether the database answers.", value=1)
         yield from families
 
-    def _read(self) -> Iterator[GaugeMetricFamily]:
+    def _read(self) -> Iterator[Metric]:
         with self._database.read() as session:
             counts = dict(session.exec(select(Change.state, func.count()).group_by(Change.state)).all())
             version = promoted(session)
@@ -152,6 +155,7 @@ class StateCollector(Collector):
                 else session.exec(select(GateMeasure).where(GateMeasure.version_id == newest.id)).all()
             )
             yield from _of_the_source(session)
+            yield from of_publications(session)
         changes = GaugeMetricFamily("factsyncd_changes", "Changes by state.", labels=["state"])
         for state in ChangeState:
             changes.add_metric([state.value], counts.get(state, 0))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sqlmodel import col, select
 
+from daemon import outbox
 from daemon.batch import quarantine
 from daemon.gate import Comparison, Decision, Verdict, decide, reasons
 from store import ledger
@@ -17,7 +18,6 @@ from store.tables import (
     GateMeasure,
     Outcome,
     Phase,
-    Publication,
     Quarantine,
     Version,
     utc_now,
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from daemon.runtime import Runtime
 
-DIRECTORY_TARGET = "directory"
-
 
 def promote(runtime: Runtime, cycle_id: int) -> None:
     """Promote, reject or hold the candidate of the cycle."""
@@ -40,7 +38,7 @@ def promote(runtime: Runtime, cycle_id: int) -> None:
         comparisons = recorded_comparisons(session, candidate.id)
         decision, why = decide(comparisons), reasons(comparisons)
         if decision is Decision.PROMOTE:
-            accept(session, candidate, why)
+            accept(session, candidate, why, runtime.settings.publish.names)
             advance(session, cycle_id, Phase.PUBLISH)
         elif decision is Decision.REJECT:
             refuse(session, candidate, why)
@@ -62,11 +60,11 @@ def recorded_comparisons(session: Session, version_id: int) -> list[Comparison]:
     ]  # fmt: skip
 
 
-def accept(session: Session, version: Version, why: str) -> None:
-    """Make a version the promoted one, settle its changes and ask for its publication."""
+def accept(session: Session, version: Version, why: str, targets: Sequence[str]) -> None:
+    """Make a version the promoted one, settle its changes and ask for its publication at the targets."""
     ledger.promote(session, version, why, utc_now())
     settle_changes(session, version)
-    session.add(Publication(version_id=version.id, target=DIRECTORY_TARGET))
+    outbox.enqueue(session, version.id, targets)
 
 
 def refuse(session: Session, candidate: Version, why: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from datetime import timedelta
 from functools import cached_property
 from importlib import metadata
@@ -61,6 +62,8 @@ class Runtime:
         self.progress = progress
         self.metrics = Metrics(metadata.version("factsyncd"))
         self.log = structlog.get_logger("factsyncd")
+        self.delivering = threading.RLock()
+        """Held while targets are published to or asked: one thread at a time does."""
         self._loaded: dict[int, LanguageModel] = {}
 
     @cached_property

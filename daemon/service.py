@@ -18,6 +18,8 @@ from prometheus_client import start_http_server
 
 from daemon.control import is_paused
 from daemon.cycle import run_cycle
+from daemon.deliver import deliver
+from daemon.drift import watch
 from daemon.errors import ConfigInvalid, DaemonError, TooEarly
 from daemon.runtime import Runtime, stoppable
 from daemon.setup import set_up
@@ -26,7 +28,7 @@ from sources import SourceError
 from store import StoreError, WriterLock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from daemon.config import Settings
 
@@ -68,6 +70,7 @@ class Service:
             except Interrupted:
                 return
             runtime.metrics.watch(runtime.database)
+            runtime.metrics.publications.targets(runtime.settings.publish.names)
             self._schedule()
             self._stop.wait()
             runtime.log.info("stopping")
@@ -78,6 +81,11 @@ class Service:
         interval = self._runtime.settings.schedule.interval_seconds
         self._scheduler.add_listener(self._on_trouble, EVENT_JOB_ERROR | EVENT_JOB_MISSED | EVENT_JOB_MAX_INSTANCES)
         self._scheduler.add_job(self._runtime.metrics.beat, "interval", seconds=HEARTBEAT_SECONDS, id="heartbeat")
+        publish = self._runtime.settings.publish
+        # A second instance only finds that the first one is at work.
+        self._scheduler.add_job(self._deliver, "interval", seconds=publish.retry_seconds, id="deliver", max_instances=2)
+        if publish.drift_seconds:
+            self._scheduler.add_job(self._watch, "interval", seconds=publish.drift_seconds, id="drift", max_instances=2)
         # The first cycle begins at once, not one interval from now.
         self._scheduler.add_job(self._cycle, "interval", seconds=interval, id="cycle", next_run_time=datetime.now(UTC))
         self._runtime.metrics.beat()
@@ -104,6 +112,28 @@ class Service:
             runtime.log.info(
                 "cycle finished", cycle=cycle.id, outcome=cycle.outcome and cycle.outcome.value, detail=cycle.detail
             )
+
+    def _deliver(self) -> None:
+        """Try again what targets have not taken yet."""
+        self._publishing(lambda: deliver(self._runtime))
+
+    def _watch(self) -> None:
+        """Ask engines whether they still have what they were given."""
+        self._publishing(lambda: watch(self._runtime))
+
+    def _publishing(self, work: Callable[[], object]) -> None:
+        """Do it unless another thread is at it: a failure is logged, and the next time tries again."""
+        runtime = self._runtime
+        if not runtime.delivering.acquire(blocking=False):
+            return
+        try:
+            work()
+        except Interrupted as stopped:
+            runtime.log.info("interrupted", reason=str(stopped))
+        except StoreError as error:
+            runtime.log.error("publishing failed", error=type(error).__name__, detail=str(error))
+        finally:
+            runtime.delivering.release()
 
     def _progress(self, stage: str, done: int, total: int) -> None:
         self._runtime.log.debug("progress", stage=stage, done=done, total=total)

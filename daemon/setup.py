@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daemon.errors import ConfigInvalid, NameTaken
-from daemon.publish import deliver
+from daemon.publish import begin
 from daemon.runtime import BASE_VERSION
 from editor import write_base
 from store.ledger import promoted
@@ -44,8 +44,7 @@ def set_up(runtime: Runtime) -> None:
             f"this state was begun with model {known_base.get('base')!r} ({known_base.get('dtype')}): "
             "a base is pinned for the life of a state, use another [state] directory"
         )
-    if not runtime.settings.current_link.is_symlink():
-        deliver(runtime)
+    begin(runtime)
 
 
 def _write_base_version(runtime: Runtime) -> None:

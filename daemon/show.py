@@ -38,9 +38,19 @@ def show_status(status: Row) -> None:
           for latch in status["breakers"]),
         ("items to be read again", status["unread_items"]),
         ("scheduled cycles", "paused" if status["paused"] else "on"),
-        ("publications waiting", status["publications_pending"]),
+        *((f"target {target['target']}", _publication(target)) for target in status["publications"]),
     ]  # fmt: skip
     print_table("factsyncd", ("", ""), rows)
+
+
+def _publication(target: Row) -> str:
+    """What a target has, and what stands in the way of its newest publication."""
+    newest, has = target["newest"], f"has {_version(target['has'])}"
+    if newest["state"] == "delivered":
+        return has
+    again = f", again at {_time(newest['next_at'])}" if newest["state"] == "pending" and newest["attempts"] else ""
+    detail = f": {newest['detail']}" if newest["detail"] else ""
+    return f"{has}, {_version(newest['version_id'])} {newest['state']}{again}{detail}"
 
 
 MEASURES = (
