@@ -125,6 +125,8 @@ def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.Mo
         '[state]\ndirectory = "../var"\n[model]\nbase = "./models/m"\n'
         '[source]\npath = "facts.ttl"\ncatalogue = "more.toml"\n[gate]\ntext = "gate.txt"\n'
         '[edit.text]\nkind = "file"\npath = "text.txt"\n'
+        '[[publish.targets]]\ntype = "directory"\ndirectory = "../models"\nlink = "now"\n'
+        '[[publish.targets]]\ntype = "webhook"\nurl = "http://h"\nsecret = { file = "secret" }\n'
     )
     write(tmp_path / "etc", text)
     monkeypatch.chdir(tmp_path)
@@ -136,7 +138,10 @@ def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert settings.gate.text == at / "gate.txt"
     assert settings.edit.text.path == at / "text.txt"
     assert Path(settings.model.base).is_absolute()
-    assert settings.current_link.parent.resolve() == (tmp_path / "var").resolve()
+    directory, webhook = settings.publish.targets
+    assert settings.link_of(directory).parent.resolve() == (tmp_path / "models").resolve()
+    assert settings.link_of(directory).name == "now"
+    assert webhook.secret.file == at / "secret"
     assert str(settings.database_location).endswith("var/factsyncd.sqlite")
 
 

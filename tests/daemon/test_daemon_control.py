@@ -107,7 +107,7 @@ class State:
             return [(row.version_id, row.state) for row in rows]
 
     def current(self) -> str:
-        return self.runtime.settings.current_link.readlink().name
+        return (self.runtime.settings.state.directory / "current").readlink().name
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_accept_settles_versions_changes_and_the_outbox(state: State) -> None:
     state.version(1, VersionState.PROMOTED, (1, 5))
     state.version(2, VersionState.CANDIDATE, (1, 2))
     with state.runtime.database.transaction() as session:
-        accept(session, ledger.get_version(session, 2), "all passed")
+        accept(session, ledger.get_version(session, 2), "all passed", ["directory"])
     assert state.versions() == {0: "retired", 1: "retired", 2: "promoted"}
     assert state.changes() == {1: "live", 2: "live", 3: "pending", 5: "superseded", 6: "withdrawn"}
     assert state.publications() == [(2, PublicationState.PENDING)]
@@ -160,7 +160,7 @@ def test_accept_settles_versions_changes_and_the_outbox(state: State) -> None:
 def test_settling_twice_changes_nothing(state: State) -> None:
     candidate_of(state)
     with state.runtime.database.transaction() as session:
-        accept(session, ledger.get_version(session, 2), "passed")
+        accept(session, ledger.get_version(session, 2), "passed", ["directory"])
     once = state.changes()
     with state.runtime.database.transaction() as session:
         settle_changes(session, ledger.get_version(session, 2))
@@ -253,7 +253,7 @@ def test_a_withdrawal_that_a_later_change_has_overtaken_is_not_undone(state: Sta
     state.change(4, LIVE, qid="Q1")
     state.version(3, VersionState.CANDIDATE, (2, 4))
     with state.runtime.database.transaction() as session:
-        accept(session, ledger.get_version(session, 3), "passed")
+        accept(session, ledger.get_version(session, 3), "passed", ["directory"])
     control.rollback(state.runtime, 1)
     assert state.changes() == {1: "live", 2: "live", 3: "withdrawn", 4: "quarantined"}
 
@@ -269,7 +269,7 @@ def test_a_rejected_withdrawal_stays_kept_out_while_its_edit_is_live(state: Stat
         refuse(session, ledger.get_version(session, 2), "perplexity")
     state.version(3, VersionState.CANDIDATE, (1,))
     with state.runtime.database.transaction() as session:
-        accept(session, ledger.get_version(session, 3), "passed")
+        accept(session, ledger.get_version(session, 3), "passed", ["directory"])
     assert state.changes() == {1: "live", 2: "quarantined", 3: "quarantined"}
 
 

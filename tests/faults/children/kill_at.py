@@ -25,8 +25,10 @@ POINTS = {
     "in validate with the model loaded": ("daemon.measure", "readings", BEFORE),
     "in validate before its commit": ("daemon.validate", "advance", AFTER),
     "in promote before its commit": ("daemon.promote", "advance", AFTER),
-    "before the link's swap": ("daemon.publish", "point_current", BEFORE),
-    "after the link's swap": ("daemon.publish", "point_current", AFTER),
+    "before the link's swap": ("daemon.publishers.directory", "point_current", BEFORE),
+    "after the link's swap": ("daemon.publishers.directory", "point_current", AFTER),
+    "after the delivery before its commit": ("daemon.deliver", "_settle", BEFORE),
+    "after the delivery before the end": ("daemon.publish", "deliver", AFTER),
     "in publish before its commit": ("daemon.publish", "finish", AFTER),
 }
 
