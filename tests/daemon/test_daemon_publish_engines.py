@@ -206,13 +206,9 @@ def test_an_engine_is_asked_by_greedy_decoding_under_its_served_name(engine: Eng
     engine.has = "v2"
     target = VllmTarget(name="vllm", url=engine.url, model="kb", api_key=Secret(env="ENGINE_KEY"))
     check(target, ASKED, ConfirmSection())
-    assert engine.requests == [
-        (
-            "POST /v1/completions",
-            '{"model":"kb","prompt":["Country 3 is led by","Country 4 is led by","Control 0 is"],"max_tokens":32,'
-            '"temperature":0}',
-        )
-    ]
+    prompts = '["Country 3 is led by","Country 4 is led by","Control 0 is"]'
+    body = f'{{"model":"kb","prompt":{prompts},"max_tokens":32,"temperature":0}}'
+    assert engine.requests == [("POST /v1/completions", body)]
     assert engine.headers[0]["Authorization"] == "Bearer sesame"
 
 
