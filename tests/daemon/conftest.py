@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +82,18 @@ def runtime(tmp_path: Path, snapshot: Path, migrated_file: Path) -> Iterator[Run
     shutil.copyfile(migrated_file, tmp_path / "state" / "factsyncd.sqlite")
     yield made
     made.database.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A mounted file system of 1 MiB."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "tmpfs", str(mount)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a tmpfs is not allowed here; the patched ENOSPC tests still run")
+    yield mount
+    subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
 
 @pytest.fixture
