@@ -187,6 +187,8 @@ class HubTarget(_Reloaded):
     endpoint: Url = "https://huggingface.co"
     private: bool = True
     """Of a repository that is not there yet."""
+    xet: bool = True
+    """Whether large files go by Xet, which the Hub has; other servers may only know Git LFS."""
     upload_seconds: float = Field(3600.0, gt=0)
     """For all of it."""
 

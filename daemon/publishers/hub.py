@@ -46,7 +46,8 @@ class HubPublisher:
             done = subprocess.run(  # noqa: S603 - our own interpreter and script
                 [sys.executable, "-P", UPLOAD],
                 input=json.dumps(order),  # not an argument: those are seen by every user of the machine
-                capture_output=True, text=True, check=False, timeout=target.upload_seconds, env=_environment(),
+                capture_output=True, text=True, check=False, timeout=target.upload_seconds,
+                env=_environment(xet=target.xet),
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise PublishFailed(
@@ -61,11 +62,15 @@ class HubPublisher:
         return True
 
 
-def _environment() -> dict[str, str]:
+def _environment(*, xet: bool) -> dict[str, str]:
     """Ours, without what would forbid or report an upload, and without another token."""
     ours = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
-    return ours | {
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
-    }
+    return (
+        ours
+        | ({} if xet else {"HF_HUB_DISABLE_XET": "1"})
+        | {
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        }
+    )
