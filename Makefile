@@ -5,7 +5,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 INSTALLED := .venv/.installed
 DEVELOPMENT := .venv/.development
 
-.PHONY: help install demo test lint bench clean-demo
+TARGET ?= vllm
+
+.PHONY: help install demo test e2e lint bench clean-demo
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -29,6 +31,9 @@ demo: $(INSTALLED) ## One whole cycle on real input, state in .demo/
 
 test: $(DEVELOPMENT) ## All tests, fast and real
 	@$(BIN)/python -m pytest
+
+e2e: $(DEVELOPMENT) ## An update at a SPARQL server until a real vLLM answers with it, and back (3 GB); TARGET=vllm_lora: adapters
+	@$(BIN)/python tests/end_to_end/live_engine.py --target $(TARGET)
 
 lint: $(DEVELOPMENT) ## ruff, mypy strict, import-linter
 	@$(BIN)/ruff check .
