@@ -2,8 +2,8 @@
 
 usage: live_engine.py [--target vllm|vllm_lora] [--work DIRECTORY]
 
-Starts an Oxigraph server, vLLM on the CPU and ``factsyncd run``, asks vLLM without a pause meanwhile, and prints one JSON
-object last. Exit code 1: no new answer, no old answer after the rollback, or a request that failed.
+Starts an Oxigraph server, vLLM on the CPU and ``factsyncd run``, asks vLLM without a pause meanwhile, and prints one
+JSON object last. Exit code 1: no new answer, no old answer after the rollback, or a request that failed.
 """
 
 from __future__ import annotations

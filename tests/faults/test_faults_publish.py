@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import pytest
 from publishing import Engine, target
 from pytest_httpserver import HTTPServer
 from small_world import Factsyncd
-from test_faults_cycle_kill import KILL_AT, once
+from test_faults_cycle_kill import KILL_AT, once, start_service, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,3 +84,36 @@ def test_a_cycle_ends_promoted_while_an_engine_is_down_and_the_next_command_deli
     assert factsyncd("rollback", "--config", config, env=LOCAL).code == 0
     assert engine.has == "v0"
     assert factsyncd("verify", "--json", "--config", config).data == {"verified": [0, 1]}
+
+
+def test_the_service_delivers_what_failed_and_notices_an_engine_that_restarted(
+    state: Callable[..., Path], httpserver: HTTPServer
+) -> None:
+    config, engine = state(), Engine(httpserver, has="nothing")
+    table = target("sglang", engine.url, 'model = "kb"')
+    config.write_text(
+        config.read_text("utf-8") + UNASKED.replace("[publish]", "[publish]\ndrift_seconds = 0.2") + table
+    )
+    engine.refuses["/update_weights_from_disk"] = 3
+    process, lines = start_service(config, **LOCAL)
+    try:
+        wait_for("publication failed", lines, process)
+        wait_for("cycle finished", lines, process)
+        wait_until(lambda: engine.has == "v1", process)
+        engine.has, engine.weight_version = "v0", "default"
+        wait_until(lambda: engine.has == "v1", process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+    assert any("target has drifted" in line for line in lines), "".join(lines)
+    assert not any("Traceback" in line for line in lines), "".join(lines)
+    assert not any("job=deliver" in line or "job=drift" in line for line in lines), "".join(lines)
+
+
+def wait_until(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while not there():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
