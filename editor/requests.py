@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,20 +24,25 @@ class EditRequest:
     """One fact to write: ``prompt`` (with one ``{}``) about ``subject`` shall go on with ``target``.
 
     The target is given without its leading space; one space stands before it. ``variants`` are other wordings of the
-    prompt under which the target shall also come; MEMIT as published has none.
+    prompt under which the target shall also come; MEMIT as published has none. ``strength`` above 1 is for a fact that
+    does not take: its value vector may be so much longer, and it weighs so much more in the least squares.
     """
 
     prompt: str
     subject: str
     target: str
     variants: tuple[str, ...] = ()
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be written.
 
         Raises:
-            RequestInvalid: no single ``{}`` in the prompt or a variant, or an empty subject or target.
+            RequestInvalid: no single ``{}`` in the prompt or a variant, an empty subject or target, or a strength that
+                is no positive number.
         """
+        if not 0 < self.strength < math.inf:
+            raise RequestInvalid(f"strength {self.strength}: must be a positive number")
         for wording in (self.prompt, *self.variants):
             if wording.count("{}") != 1:
                 raise RequestInvalid(f"prompt {wording!r}: needs exactly one {{}} for the subject")
