@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from daemon import bisection
     from daemon.bisection import Found
+    from daemon.config import TrialsSection
     from daemon.runtime import Runtime
 
 DIRECTORY_TARGET = "directory"
@@ -89,7 +90,7 @@ def _end(runtime: Runtime, session: Session, cycle_id: int, trials: Trials, foun
         accept(session, candidate, chosen.why)
         advance(session, cycle_id, Phase.PUBLISH, quarantined=len(chosen.trial.withheld))
     elif chosen.decision is Decision.REJECT:
-        refuse(session, candidate, chosen.why)
+        refuse(session, candidate, chosen.why, runtime.settings.trials)
         finish(session, cycle_id, Outcome.REJECTED, chosen.why)
     else:
         finish(session, cycle_id, Outcome.HELD, chosen.why, quarantined=len(chosen.trial.withheld))
@@ -118,11 +119,12 @@ def accept(session: Session, version: Version, why: str) -> None:
     session.add(Publication(version_id=version.id, target=DIRECTORY_TARGET))
 
 
-def refuse(session: Session, candidate: Version, why: str) -> None:
-    """Reject a candidate and quarantine its changes."""
+def refuse(session: Session, candidate: Version, why: str, retry: TrialsSection | None = None) -> None:
+    """Reject a candidate and quarantine its changes, to be tried again where it was the gate that rejected it."""
     ledger.reject(session, candidate, why, utc_now())
     for change in session.exec(select(Change).where(Change.state == ChangeState.BATCHED)):
-        quarantine(session, change, f"version {candidate.id} was rejected: {why}", candidate.id)
+        again = None if retry is None else retry_time(session, change, retry)
+        quarantine(session, change, f"version {candidate.id} was rejected: {why}", candidate.id, again)
 
 
 def settle_changes(session: Session, version: Version) -> None:

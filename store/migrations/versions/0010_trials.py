@@ -25,6 +25,8 @@ def upgrade() -> None:
     op.create_index("ix_trials_cycle_id", "trials", ["cycle_id"])
     with op.batch_alter_table("ledger", schema=None) as batch_op:
         batch_op.add_column(sa.Column("strength", sa.Float(), nullable=False, server_default="1.0"))
+    with op.batch_alter_table("ledger", schema=None) as batch_op:
+        batch_op.alter_column("strength", existing_type=sa.Float(), existing_nullable=False, server_default=None)
     with op.batch_alter_table("probe_results", schema=None) as batch_op:
         batch_op.add_column(sa.Column("rival", sa.String(), nullable=True))
     with op.batch_alter_table("quarantine", schema=None) as batch_op:
