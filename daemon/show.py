@@ -145,7 +145,7 @@ def show_quarantine(rows: list[Row]) -> None:
         (
             (
                 row["qid"], row["subject"], row["pid"], _names(row["new_values"]), _time(row["created_at"]),
-                "" if row["retry_at"] is None else _time(row["retry_at"]), row["reason"],
+                _time(row["retry_at"]), row["reason"],
             )
             for row in changes
         ),
