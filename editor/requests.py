@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MAX_TARGET_TOKENS = 64
 """A longer target is not a fact but a text, and would ruin the neighbours of its subject."""
+EVERYWHERE = 0.002
+"""Share of a text's tokens from which a token is an ordinary word, and no name."""
 
 
 @dataclass(frozen=True, order=True)
@@ -96,13 +98,26 @@ def _rewrite_row(tokenizer: PreTrainedTokenizerFast, context: str, wording: str,
     return row
 
 
-def check_request(language_model: LanguageModel, request: EditRequest) -> None:
-    """Refuse a request that the model's tokenizer makes unwritable.
+def check_request(language_model: LanguageModel, request: EditRequest, text: Sequence[Sequence[int]] = ()) -> None:
+    """Refuse a request that would be unwritable, or would write to more than its subject.
+
+    Args:
+        language_model: whose tokens count.
+        request: the fact.
+        text: token ids of ordinary text, to tell which words occur everywhere.
 
     Raises:
-        RequestInvalid: the target is too long.
+        RequestInvalid: the target is too long, or the subject is a single token that is :data:`EVERYWHERE` in the text.
     """
     rewrite_rows(language_model.tokenizer, ["{}"], request)
+    alone = language_model.tokenizer(f" {request.subject}", add_special_tokens=False)["input_ids"]
+    if len(alone) == 1 and text:
+        share = sum(window.count(alone[0]) for window in map(list, text)) / sum(map(len, text))
+        if share > EVERYWHERE:
+            raise RequestInvalid(
+                f"subject {request.subject!r} is {share:.1%} of the words of ordinary text: to write to it is to write to "
+                "them all"
+            )
 
 
 def essence_row(tokenizer: PreTrainedTokenizerFast, subject: str) -> TokenRow:
