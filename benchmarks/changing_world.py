@@ -1,7 +1,7 @@
-"""Real facts that changed, as a Wikidata snapshot that moves on step by step, and a state of the service that follows it.
+"""Real facts that changed, as a Wikidata snapshot that moves on step by step, and a state that follows it.
 
-Facts come from the data directory (temporal_changes.jsonl.gz: changes; stable_facts.jsonl.gz: what stays), wordings from
-the catalogue.
+Facts come from the data directory (temporal_changes.jsonl.gz: changes; stable_facts.jsonl.gz: what stays), wordings
+from the catalogue.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import hashlib
 import json
 import random
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from daemon.config import load_settings
 from daemon.logs import configure_logging
 from daemon.runtime import Runtime
 from daemon.setup import set_up
 from sources import load_catalogue
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PREFIXES = """\
 @prefix wd: <http://www.wikidata.org/entity/> .
