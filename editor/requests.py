@@ -115,7 +115,7 @@ def check_request(language_model: LanguageModel, request: EditRequest, text: Seq
         share = sum(window.count(alone[0]) for window in map(list, text)) / sum(map(len, text))
         if share > EVERYWHERE:
             raise RequestInvalid(
-                f"subject {request.subject!r} makes up {share:.1%} of ordinary text: an edit of it would change all text"
+                f"subject {request.subject!r} is {share:.1%} of ordinary text: an edit of it would change all text"
             )
 
 
