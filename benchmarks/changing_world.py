@@ -80,7 +80,7 @@ class World:
 
     def turtle(self) -> str:
         """The world as Wikidata's RDF."""
-        lines = [f"<http://www.wikidata.org> schema:dateModified {_moment(self._revision + 10)} ."]
+        lines = [f"<http://www.wikidata.org> schema:dateModified {_moment(self._revision)} ."]
         lines += [
             f"wd:{qid} schema:version {revision} ; schema:dateModified {_moment(revision)} ."
             for qid, revision in self.revisions.items()
