@@ -53,7 +53,7 @@ text = "{data}/wikitext2/valid.txt.gz"
 level = "warning"
 """
 CHANGING = ("P1308", "P6", "P35", "P286", "P488")
-STABLE = 1500
+STABLE = 4000
 
 
 @dataclass

@@ -165,16 +165,16 @@ class _Search:
 
     def _by_itself(self, trial: Trial, tried: Tried) -> Trial | None:
         """The next trial by what this one says of single edits, if it says anything."""
-        against = tried.missed | tried.guilty
-        if not against or len(against) > max(1, FEW * len(tried.suspects)):
-            return None
-        self._guilty |= tried.guilty
         missed = tried.missed - tried.guilty
         weak = frozenset(group for group in missed if trial.raised.get(group, 0) < self._limits.raises)
-        stronger = trial.raise_strength(weak).without(tried.guilty | (missed - weak))
+        out = tried.guilty | (missed - weak)
+        if len(out) > max(1, FEW * len(tried.suspects)) or not (out or weak):
+            return None
+        self._guilty |= tried.guilty
+        stronger = trial.raise_strength(weak).without(out)
         if weak and not tried.rejected and self._run(stronger).rejected:
             # With more strength they do harm.
-            stronger, weak = trial.without(against), frozenset()
+            stronger, weak = trial.without(out | weak), frozenset()
         self._missed |= missed - weak
         return stronger
 

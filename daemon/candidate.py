@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median_low
 from typing import TYPE_CHECKING
 
 from sqlmodel import select
@@ -54,7 +55,9 @@ def make_candidate(
     session.add_all(edit for _, edit in new)
     session.flush()
     written = {key(edit): known[key(edit)] for edit in kept}
-    written |= {key(edit): runtime.settings.trials.raise_by ** raised.get(group, 0) for group, edit in new}
+    # What edits of this base have needed so far is where a new one begins.
+    usual = median_low(known.values()) if known else 1.0
+    written |= {key(edit): usual * runtime.settings.trials.raise_by ** raised.get(group, 0) for group, edit in new}
     session.add_all(
         LedgerEntry(version_id=candidate.id, edit_id=edit_id, strength=strength)
         for edit_id, strength in written.items()

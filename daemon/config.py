@@ -139,10 +139,10 @@ class TrialsSection(Section):
 
     maximum: int = Field(24, ge=1)
     """Candidates that a cycle may try to find the edits that harm; 1: a rejected batch is quarantined as a whole."""
-    raises: int = Field(1, ge=0)
+    raises: int = Field(2, ge=0)
     """How often an edit that does not take is tried with more strength before it is quarantined."""
-    raise_by: float = Field(1.5, gt=1)
-    """Factor of its strength each time: of its value vector's largest length and of its weight in the solve."""
+    raise_by: float = Field(4.0, gt=1)
+    """Factor of its strength each time: of its weight in the solve, and with it of its value vector's length."""
     retry_seconds: float = Field(7 * DAY, gt=0)
     """When a quarantined edit is tried again; twice as long each time."""
     retries: int = Field(2, ge=0)

@@ -89,7 +89,7 @@ class Trials:
         said = "; ".join(str(each) for each in last.evidence[group])
         raised = last.trial.raised.get(group, 0)
         if group in found.missed:
-            strength = f", although written {raised} times more strongly" if raised else ""
+            strength = f", although its strength was raised {raised} times" if raised else ""
             return f"does not take{strength}: version {last.version_id} {said}", last.version_id
         if group in found.guilty:
             return f"spreads to its neighbours: in version {last.version_id} {said}", last.version_id

@@ -27,7 +27,7 @@ class EditRequest:
 
     The target is given without its leading space; one space stands before it. ``variants`` are other wordings of the
     prompt under which the target shall also come; MEMIT as published has none. ``strength`` above 1 is for a fact that
-    does not take: its value vector may be so much longer, and it weighs so much more in the least squares.
+    does not take: it weighs so much more in the least squares, and its value vector may be somewhat longer.
     """
 
     prompt: str

@@ -114,8 +114,14 @@ def test_where_most_seem_guilty_the_candidate_is_broken() -> None:
         return Tried(broken, inside if broken else frozenset(), frozenset(), tuple(sorted(inside)))
 
     found, _ = run(tried)
-    assert found.trial == Trial(frozenset({5}))
+    assert found.trial == Trial(frozenset({5}), dict.fromkeys(range(12), 1))
     assert found.harmful == {5}
+
+
+def test_where_most_do_not_take_all_are_written_more_strongly() -> None:
+    found, made = run(world_of(10, set(), missed=set(range(9)), curable=set(range(9))))
+    assert found.trial == Trial(raised=dict.fromkeys(range(9), 1))
+    assert len(made) == 2
 
 
 def test_a_candidate_that_is_rejected_whatever_is_left_out_is_given_up() -> None:

@@ -172,7 +172,7 @@ def test_only_the_bad_are_kept_out_and_the_rest_is_promoted_in_the_same_cycle(tr
     assert cycle.phase is Phase.PUBLISH
     assert {number for number, state in made.states().items() if state == "quarantined"} == {3, 5, 11, 17}
     assert {number for number, state in made.states().items() if state == "live"} == set(made.written())
-    assert made.written() == {n: 1.5 if n == 8 else 1.0 for n in range(1, FACTS + 1) if n not in (3, 5, 11, 17)}
+    assert made.written() == {n: 4.0 if n == 8 else 1.0 for n in range(1, FACTS + 1) if n not in (3, 5, 11, 17)}
     assert cycle.counts["quarantined"] == 4
 
 
@@ -183,7 +183,7 @@ def test_the_reasons_say_what_each_did(trying: Runtime) -> None:
     assert "was rejected, and without it none: perplexity fail" in reasons[3]
     assert "spreads to its neighbours" in reasons[5]
     assert "4 of 4 neighbours in P6 are answered with 'Name 5'" in reasons[5]
-    assert "does not take, although written 1 times more strongly" in reasons[17]
+    assert "does not take, although its strength was raised 2 times" in reasons[17]
     assert "answers 'y' instead of 'Name 17'" in reasons[17]
 
 
