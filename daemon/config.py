@@ -134,6 +134,21 @@ class BatchSection(Section):
     maximum: int = Field(500, ge=1)
 
 
+class TrialsSection(Section):
+    """What becomes of a batch that the gate rejects, or of which an edit does not take."""
+
+    maximum: int = Field(24, ge=1)
+    """Candidates that a cycle may try to find the edits that harm; 1: a rejected batch is quarantined as a whole."""
+    raises: int = Field(2, ge=0)
+    """How often an edit that does not take is tried with more strength before it is quarantined."""
+    raise_by: float = Field(4.0, gt=1)
+    """Factor of its strength each time: of its weight in the solve, and with it of its value vector's length."""
+    retry_seconds: float = Field(7 * DAY, gt=0)
+    """When a quarantined edit is tried again; twice as long each time."""
+    retries: int = Field(2, ge=0)
+    """How often that happens without an operator."""
+
+
 class EditSection(Section):
     """MEMIT. Keys that are not set come from the model's preset."""
 
@@ -274,6 +289,7 @@ class Settings(BaseSettings):
     breaker: BreakerSection = BreakerSection()
     diff: DiffSection = DiffSection()
     batch: BatchSection = BatchSection()
+    trials: TrialsSection = TrialsSection()
     edit: EditSection = EditSection()
     gate: GateSection = GateSection()
     schedule: ScheduleSection = ScheduleSection()

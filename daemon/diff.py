@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from sqlmodel import select
 
 from daemon.answers import unspeakable
-from daemon.batch import quarantine
 from daemon.beliefs import Holding, measure_beliefs, question_of
+from daemon.quarantine import quarantine
 from store.cycles import advance
 from store.ledger import ledger_edits, promoted
 from store.tables import Belief, Change, ChangeState, Edit, Phase

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from sqlmodel import col, select
 
-from daemon.batch import quarantine
 from daemon.expansion import expand, expanded_values
+from daemon.quarantine import quarantine
 from sources import Outcome
 from store.changes import OPEN, expanded_from, in_play, newest_change, record_change
 from store.tables import Change, ChangeState, Fact, key, utc_now, value_ids

@@ -141,11 +141,11 @@ def show_quarantine(rows: list[Row]) -> None:
     changes = [row for row in rows if row["kind"] == "change"]
     print_table(
         f"{len(changes)} in quarantine",
-        ("item", "subject", "property", "value", "since", "reason"),
+        ("item", "subject", "property", "value", "since", "again", "reason"),
         (
             (
                 row["qid"], row["subject"], row["pid"], _names(row["new_values"]), _time(row["created_at"]),
-                row["reason"],
+                _time(row["retry_at"]), row["reason"],
             )
             for row in changes
         ),

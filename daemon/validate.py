@@ -110,7 +110,7 @@ def _results(
     return [
         ProbeResult(
             version_id=candidate.id, kind=probe.kind.value, qid=probe.qid, pid=probe.pid, prompt=probe.prompt,
-            expected=probe.expected, answer=answers[i], correct=passed[i],
+            expected=probe.expected, rival=probe.rival, answer=answers[i], correct=passed[i],
             base_correct=by_base.get(i), promoted_correct=by_promoted.get(i),
         )
         for i, probe in enumerate(chosen.probes)

@@ -267,6 +267,19 @@ class LedgerEntry(SQLModel, table=True):
 
     version_id: int = Field(sa_column=_foreign_key("versions.id", primary_key=True))
     edit_id: int = Field(sa_column=_foreign_key("edits.id", primary_key=True))
+    strength: float = 1.0  # above 1 where it did not take otherwise
+
+
+class Trial(SQLModel, table=True):
+    """A candidate that a cycle tried: its batch's changes, less those withheld, some written with more strength."""
+
+    __tablename__ = "trials"
+
+    id: int | None = Field(default=None, primary_key=True)
+    cycle_id: int = Field(sa_column=_foreign_key("cycles.id", nullable=False, index=True))
+    version_id: int = Field(sa_column=_foreign_key("versions.id", nullable=False, unique=True))
+    withheld: list[int] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))  # groups of changes
+    raised: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))  # times, by group
 
 
 class Belief(SQLModel, table=True):
@@ -336,6 +349,7 @@ class ProbeResult(SQLModel, table=True):
     expected: str
     answer: str
     correct: bool
+    rival: str | None = None  # the answer that the expected one has to be likelier than
     promoted_correct: bool | None = None  # the promoted version's and the base's result, where they were asked too
     base_correct: bool | None = None
 
@@ -391,6 +405,7 @@ class Quarantine(SQLModel, table=True):
     reason: str
     version_id: int | None = Field(default=None, sa_column=_foreign_key("versions.id", nullable=True))
     created_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+    retry_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # when it is tried again without being told to
     released_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 

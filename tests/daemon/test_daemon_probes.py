@@ -16,10 +16,10 @@ from daemon.errors import ConfigInvalid, ProbesOverlap
 from daemon.gate import Decision, decide
 from daemon.probe_sets import Chosen, distant_neighbours, freeze, knows, read_tasks, stable_probes
 from daemon.probes import Answers, Kind, Probe, edit_probes
-from daemon.promote import recorded_comparisons
 from daemon.protection import protects
 from daemon.pull import pull
 from daemon.separation import check_separation
+from daemon.trials import recorded_comparisons
 from editor import fill
 from store import open_database
 from store.tables import Cycle, Edit, GateMeasure, ProbeResult, ProbeSet

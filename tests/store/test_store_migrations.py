@@ -111,7 +111,7 @@ def test_a_database_of_a_newer_release_is_refused(database: Database) -> None:
 
 def test_a_migration_may_not_leave_dangling_references(database: Database) -> None:
     with pytest.raises(DatabaseUnavailable, match="ledger"), database.migrating() as connection:
-        connection.exec_driver_sql("INSERT INTO ledger VALUES (7, 7)")
+        connection.exec_driver_sql("INSERT INTO ledger (version_id, edit_id, strength) VALUES (7, 7, 1.0)")
         schema.upgrade(connection)
     with database.migrating() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM ledger").scalar() == 0
