@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from sqlmodel import col, func, select
+from sqlmodel import func, select
 
 from daemon.answers import answer_of
+from daemon.backlog import as_waiting, live_slots, pending_groups, policy_of
 from daemon.breaker import latches
-from daemon.opinion import Opinions, second_opinions
+from daemon.opinion import Opinions, Slot, second_opinions
 from daemon.runtime import BASE_VERSION
+from daemon.selection import Policy, Reason, Selection, told
+from daemon.selection import select as select_facts
 from editor import EditRequest, LanguageModel, RequestInvalid, check_request
+from store.changes import values_left
 from store.cycles import advance, current_cycle, finish
 from store.ledger import get_version, ledger_edits, next_version_id, promoted
 from store.tables import (
@@ -25,16 +30,18 @@ from store.tables import (
     Version,
     VersionState,
     key,
+    utc_now,
 )
 
 if TYPE_CHECKING:
     from sqlmodel import Session
 
     from daemon.runtime import Runtime
+    from store.tables import Values
 
 
 def batch(runtime: Runtime, cycle_id: int) -> None:
-    """Make a candidate of the oldest pending changes, or end the cycle where there are none.
+    """Make a candidate of the most urgent pending changes, or end the cycle where there are none or too few.
 
     A change that cannot be put into an edit is quarantined with the reason.
     """
@@ -45,24 +52,34 @@ def batch(runtime: Runtime, cycle_id: int) -> None:
     # The tokenizer is needed only where there is something to check.
     model = None if waiting is None else runtime.model(base)
     with runtime.database.transaction() as session:
-        changes = [] if model is None else _acceptable(runtime, session, model, opinions)
-        if model is None or not changes:
-            finish(session, cycle_id, *_nothing_to_do(session))
-            return
-        candidate = _candidate(runtime, session, changes, base, runtime.settings_digest(model))
-        current_cycle(session, cycle_id).candidate_id = candidate.id
-        advance(session, cycle_id, Phase.EDIT, batched=len(changes))
-    runtime.log.info("batched", candidate=candidate.id, changes=len(changes))
+        present, live = live_slots(session)
+        policy = policy_of(runtime, present)
+        chosen = Chosen() if model is None else _choose(runtime, session, model, opinions, live, policy)
+        reasons = told(chosen.selection, policy, len(live))
+        waits = sum(chosen.selection.waiting.values())
+        candidate = None
+        if model is None or not chosen.changes:
+            outcome, detail = _nothing_to_do(session, chosen.selection, reasons)
+            finish(session, cycle_id, outcome, detail, waiting=waits)
+        else:
+            candidate = _candidate(runtime, session, chosen.changes, base, runtime.settings_digest(model))
+            current_cycle(session, cycle_id).candidate_id = candidate.id
+            advance(session, cycle_id, Phase.EDIT, batched=len(chosen.changes), waiting=waits)
+    runtime.metrics.backlog(chosen.selection.waiting, policy.capacity)
+    if Reason.CAPACITY in chosen.selection.waiting:
+        runtime.log.warning("ledger full", live=len(live), capacity=policy.capacity, detail="; ".join(reasons))
+    if candidate is not None:
+        runtime.log.info("batched", candidate=candidate.id, changes=len(chosen.changes), waiting=waits)
 
 
-def _nothing_to_do(session: Session) -> tuple[Outcome, str]:
-    """How a cycle without a candidate ends: what the breaker holds waits for an operator."""
+def _nothing_to_do(session: Session, selection: Selection, reasons: list[str]) -> tuple[Outcome, str]:
+    """How a cycle without a candidate ends: what the breaker or a full ledger holds waits for an operator."""
     if tripped := latches(session):
-        return Outcome.HELD, "; ".join(str(latch) for latch in tripped)
-    counts = dict(session.exec(select(Change.state, func.count()).group_by(Change.state)).all())
-    if pending := counts.get(ChangeState.PENDING):
-        return Outcome.NOTHING, f"{pending} changes wait for the second opinion"
-    if settling := counts.get(ChangeState.SETTLING):
+        return Outcome.HELD, "; ".join([*map(str, tripped), *reasons])
+    if reasons:
+        return Outcome.HELD if Reason.CAPACITY in selection.waiting else Outcome.NOTHING, "; ".join(reasons)
+    settling = session.exec(select(func.count()).where(Change.state == ChangeState.SETTLING)).one()
+    if settling:
         return Outcome.NOTHING, f"{settling} changes have not settled yet"
     return Outcome.NOTHING, "every fact is as recorded"
 
@@ -72,34 +89,63 @@ def request_of(edit: Edit, terminator: str) -> EditRequest:
     return EditRequest(edit.prompt, edit.subject, edit.target + terminator, tuple(edit.variants))
 
 
-def _acceptable(runtime: Runtime, session: Session, model: LanguageModel, opinions: Opinions) -> list[Change]:
-    """Pending changes that can be written, oldest first, up to the maximum; the others are quarantined.
+@dataclass(frozen=True)
+class Chosen:
+    """The changes that the batch takes, oldest first, and what became of all."""
+
+    changes: list[Change] = field(default_factory=list)
+    selection: Selection = field(default_factory=Selection)
+
+
+def _choose(
+    runtime: Runtime, session: Session, model: LanguageModel, opinions: Opinions, live: frozenset[Slot], policy: Policy
+) -> Chosen:
+    """Take the pending changes whose turn it is and that can be written; the others are quarantined, or wait.
 
     The two directions of a fact are taken or kept out together. What the second opinion is against settles anew, and
     what it could not be asked about waits.
     """
-    pending = session.exec(select(Change).where(Change.state == ChangeState.PENDING).order_by(col(Change.id))).all()
-    accepted: list[Change] = []
-    for number, group in groupby(pending, key=lambda change: change.group):
-        changes = list(group)
-        if number in opinions.unheard:
-            continue
-        if number in opinions.against:
-            for change in changes:
-                change.state, change.polls, change.reason = ChangeState.SETTLING, 0, opinions.against[number]
-            continue
-        if accepted and len(accepted) + len(changes) > runtime.settings.batch.maximum:
+    now = utc_now()
+    groups = pending_groups(session)
+    for number in opinions.against.keys() & groups.keys():
+        for change in groups.pop(number):
+            change.state, change.polls, change.waiting_since = ChangeState.SETTLING, 0, None
+            change.reason = opinions.against[number]
+    unheard = [change for number in opinions.unheard for change in groups.pop(number, [])]
+    facts = as_waiting(runtime, session, groups, live, now)
+    writable: set[int] = set()
+    while True:
+        selection = select_facts(facts.values(), len(live), policy, now)
+        unwritable = [
+            number
+            for number in selection.taken
+            if number not in writable and not _is_writable(runtime, session, model, groups[number])
+        ]
+        writable.update(selection.taken)
+        if not unwritable:
             break
-        try:
-            for edit in (_edit_of(runtime, change) for change in changes):
-                if edit is not None:
-                    check_request(model, request_of(edit, runtime.settings.edit.terminator))
-        except RequestInvalid as error:
-            for change in changes:
-                quarantine(session, change, str(error), None)
-            continue
-        accepted += changes
-    return accepted
+        for number in unwritable:
+            del facts[number], groups[number]
+    taken = sorted((change for number in selection.taken for change in groups.pop(number)), key=key)
+    for change in [*unheard, *chain.from_iterable(groups.values())]:
+        change.waiting_since = change.waiting_since or now
+    if unheard:
+        selection = replace(selection, waiting={**selection.waiting, Reason.OPINION: len(unheard)})
+    return Chosen(taken, selection)
+
+
+def _is_writable(runtime: Runtime, session: Session, model: LanguageModel, changes: list[Change]) -> bool:
+    """Whether edits can be made of a fact's changes; if not, they are quarantined."""
+    try:
+        for change in changes:
+            edit = _edit_of(runtime, change, change.old_values)
+            if edit is not None:
+                check_request(model, request_of(edit, runtime.settings.edit.terminator))
+    except RequestInvalid as error:
+        for change in changes:
+            quarantine(session, change, str(error), None)
+        return False
+    return True
 
 
 def quarantine(session: Session, change: Change, reason: str, version_id: int | None) -> None:
@@ -109,8 +155,8 @@ def quarantine(session: Session, change: Change, reason: str, version_id: int | 
     session.add(Quarantine(change_id=key(change), qid=change.qid, pid=change.pid, reason=reason, version_id=version_id))
 
 
-def _edit_of(runtime: Runtime, change: Change) -> Edit | None:
-    """The edit that writes a change; None where it is a withdrawal."""
+def _edit_of(runtime: Runtime, change: Change, former: Values) -> Edit | None:
+    """The edit that writes a change and displaces ``former``; None where it is a withdrawal."""
     relation, longest_list = runtime.relation(change.pid), runtime.settings.edit.longest_list
     target = answer_of(relation, change.new_values, longest_list)
     if target is None:
@@ -118,7 +164,7 @@ def _edit_of(runtime: Runtime, change: Change) -> Edit | None:
     return Edit(
         change_id=key(change), qid=change.qid, pid=change.pid, prompt=relation.prompt,
         variants=list(relation.variants), subject=change.subject_label,
-        target=target, former=answer_of(relation, change.old_values, longest_list),
+        target=target, former=answer_of(relation, former, longest_list),
     )  # fmt: skip
 
 
@@ -129,14 +175,15 @@ def _candidate(
     parent = promoted(session)
     assert parent is not None  # made when the state was set up
     overtaken = {(change.qid, change.pid) for change in changes}
-    kept = [edit for edit in ledger_edits(session, parent.id) if (edit.qid, edit.pid) not in overtaken]
+    live = {(edit.qid, edit.pid): edit for edit in ledger_edits(session, parent.id)}
+    kept = [edit for slot, edit in live.items() if slot not in overtaken]
     new = []
     for change in changes:
-        change.state = ChangeState.BATCHED
+        change.state, change.waiting_since = ChangeState.BATCHED, None
         session.add(change)
         # A change that was rejected and released has its edit already.
         known = session.exec(select(Edit).where(Edit.change_id == change.id)).one_or_none()
-        edit = known or _edit_of(runtime, change)
+        edit = known or _edit_of(runtime, change, _left(session, change, live.get((change.qid, change.pid))))
         if edit is not None:
             new.append(edit)
     candidate = Version(
@@ -148,3 +195,8 @@ def _candidate(
     session.flush()
     session.add_all(LedgerEntry(version_id=candidate.id, edit_id=key(edit)) for edit in [*kept, *new])
     return candidate
+
+
+def _left(session: Session, change: Change, edit: Edit | None) -> Values:
+    """What the promoted version was left with, where ``edit`` is its live edit of the change's slot."""
+    return values_left(session, change, None if edit is None else session.get_one(Change, edit.change_id))

@@ -15,7 +15,12 @@ from store.ledger import ledger_edits, promoted
 from store.tables import Belief, Change, ChangeState, Edit, Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlmodel import Session
+
     from daemon.runtime import Runtime
+    from store.tables import Version
 
 
 def diff(runtime: Runtime, cycle_id: int) -> None:
@@ -29,20 +34,21 @@ def diff(runtime: Runtime, cycle_id: int) -> None:
         version = promoted(session)
         assert version is not None  # made when the state was set up
         pending = list(session.exec(select(Change).where(Change.state == ChangeState.PENDING)))
+        asked = _not_asked_yet(session, version, pending)
         live = {(edit.qid, edit.pid): edit for edit in ledger_edits(session, version.id)}
-        edits = {change.id: live.get((change.qid, change.pid)) for change in pending}
+        edits = {change.id: live.get((change.qid, change.pid)) for change in asked}
         written = {
             change_id: session.get_one(Change, edit.change_id) for change_id, edit in edits.items() if edit is not None
         }
-        left = {change.id: values_left(session, change, written.get(change.id)) for change in pending}
-    asked = (question_of(runtime, change, left[change.id]) for change in pending)
-    questions = [question for question in asked if question is not None]
+        left = {change.id: values_left(session, change, written.get(change.id)) for change in asked}
+    about = (question_of(runtime, change, left[change.id]) for change in asked)
+    questions = [question for question in about if question is not None]
     measured = {(b.qid, b.pid): b for b in measure_beliefs(runtime, version, questions)}
     with runtime.database.transaction() as session:
         for measurement in measured.values():
             session.merge(measurement)
         held = uneditable = 0
-        for change in pending:
+        for change in asked:
             edit, belief = edits[change.id], measured.get((change.qid, change.pid))
             if belief is None:
                 change.state, change.reason = _unanswered(change, written.get(change.id))
@@ -53,6 +59,12 @@ def diff(runtime: Runtime, cycle_id: int) -> None:
             uneditable += change.state is ChangeState.UNEDITABLE
         advance(session, cycle_id, Phase.BATCH, pending=len(pending), held=held)
     runtime.log.info("diffed", pending=len(pending), held=held, uneditable=uneditable)
+
+
+def _not_asked_yet(session: Session, version: Version, pending: Sequence[Change]) -> list[Change]:
+    """Those less what waits since the version was asked about it: its answers stay what they are."""
+    known = set(session.exec(select(Belief.qid, Belief.pid).where(Belief.version_id == version.id)).all())
+    return [change for change in pending if change.waiting_since is None or (change.qid, change.pid) not in known]
 
 
 def _set_aside(runtime: Runtime) -> None:
