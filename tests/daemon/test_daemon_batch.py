@@ -17,8 +17,9 @@ from daemon.batch import batch
 from daemon.errors import ConfigInvalid
 from daemon.promote import accept
 from editor import EditRequest, RequestInvalid
+from store import open_database
 from store.ledger import ledger_edits
-from store.tables import Change, ChangeState, Cycle, Edit, Phase, Version, VersionState
+from store.tables import Belief, Change, ChangeState, Cycle, Edit, Phase, Version, VersionState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -250,6 +251,12 @@ def test_a_priority_for_what_is_no_property_is_refused_at_the_start(office: Offi
         _ = office.runtime.relations
 
 
+def measured(config: Path) -> set[tuple[int, str, str, datetime]]:
+    """What versions were asked, and when."""
+    with open_database(config.parent / "state" / "factsyncd.sqlite") as database, database.read() as session:
+        return {(row.version_id, row.qid, row.pid, row.measured_at) for row in session.exec(select(Belief))}
+
+
 def test_whole_cycles_wait_and_grow_up_to_the_capacity(factsyncd: Factsyncd, ready: Path) -> None:
     (ready.parent / "facts.ttl").write_text(turtle(after=True), "utf-8")
 
@@ -260,7 +267,9 @@ def test_whole_cycles_wait_and_grow_up_to_the_capacity(factsyncd: Factsyncd, rea
         return finished.data
 
     assert once(0, minimum=9)["detail"].startswith("8 changes wait for a batch of 9 or until ")
+    beliefs = measured(ready)
     asked = once(0, minimum=9)
+    assert measured(ready) == beliefs != set(), "the same version is not asked again about what waits"
     assert (asked["outcome"], asked["counts"]["pending"], asked["counts"]["waiting"]) == ("nothing", 8, 8)
     some = once(0, minimum=9, wait_seconds=0, capacity=5)
     assert (some["outcome"], some["counts"]["batched"], some["counts"]["waiting"]) == ("promoted", 4, 4)
