@@ -76,15 +76,21 @@ def _prominence(session: Session, origin: Change) -> int:
     return session.exec(select(func.count()).select_from(Fact).where(Fact.qid == origin.qid)).one()
 
 
-def policy_of(runtime: Runtime, present: Version) -> Policy:
+def policy_of(runtime: Runtime, present: Version, settings_digest: str | None) -> Policy:
     """How batches are made upon the promoted version.
+
+    Args:
+        runtime: with the settings.
+        present: the promoted version.
+        settings_digest: of what shapes the next candidate's weights; None where there will be none. What was solved
+            with other settings (layers, strength) does not tell how full the layers will be.
 
     Raises:
         ArtifactCorrupt: its manifest cannot be read.
     """
     settings = runtime.settings.batch
     capacity = settings.capacity
-    if capacity is None and present.id != BASE_VERSION:
+    if capacity is None and present.id != BASE_VERSION and settings_digest in (None, present.settings_digest):
         capacity = expected_capacity(runtime.artifacts.manifest(present.id).extra, settings.capacity_load)
     return Policy(
         settings.minimum,

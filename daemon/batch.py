@@ -51,18 +51,19 @@ def batch(runtime: Runtime, cycle_id: int) -> None:
         base = get_version(session, BASE_VERSION)
     # The tokenizer is needed only where there is something to check.
     model = None if waiting is None else runtime.model(base)
+    digest = None if model is None else runtime.settings_digest(model)
     with runtime.database.transaction() as session:
         present, live = live_slots(session)
-        policy = policy_of(runtime, present)
+        policy = policy_of(runtime, present, digest)
         chosen = Chosen() if model is None else _choose(runtime, session, model, opinions, live, policy)
         reasons = told(chosen.selection, policy, len(live))
         waits = sum(chosen.selection.waiting.values())
         candidate = None
-        if model is None or not chosen.changes:
+        if digest is None or not chosen.changes:
             outcome, detail = _nothing_to_do(session, chosen.selection, reasons)
             finish(session, cycle_id, outcome, detail, waiting=waits)
         else:
-            candidate = _candidate(runtime, session, chosen.changes, base, runtime.settings_digest(model))
+            candidate = _candidate(runtime, session, chosen.changes, base, digest)
             current_cycle(session, cycle_id).candidate_id = candidate.id
             advance(session, cycle_id, Phase.EDIT, batched=len(chosen.changes), waiting=waits)
     runtime.metrics.backlog(chosen.selection.waiting, policy.capacity)

@@ -213,7 +213,9 @@ def test_replacements_and_withdrawals_pass_a_full_ledger_and_make_room(full: Off
     assert full.states(CAPITAL)["Q3"] == "batched"
 
 
-def test_without_a_bound_the_ledger_grows_up_to_the_load_of_the_promoted_version(office: Office) -> None:
+def test_without_a_bound_the_ledger_grows_up_to_the_load_of_the_promoted_version(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
     office.told(1, ("Q1", CAPITAL, "Q11"))
     office.book.write()
     office.told(2, ("Q2", CAPITAL, "Q12"), ("Q3", CAPITAL, "Q13"))
@@ -227,6 +229,11 @@ def test_without_a_bound_the_ledger_grows_up_to_the_load_of_the_promoted_version
     assert office.run().counts == {"batched": 2, "waiting": 2}
     assert office.states(CAPITAL)["Q5"] == "pending"
     assert office.waiting("capacity") == 2
+    office.refuse()
+    office.told(4, ("Q6", CAPITAL, "Q16"))
+    # What was solved with other layers does not tell.
+    monkeypatch.setattr(office.runtime, "settings_digest", lambda _model: "other layers")
+    assert office.run().counts == {"batched": 4, "waiting": 0}
 
 
 def test_the_expected_capacity_is_in_proportion_to_what_the_edits_take_up() -> None:
