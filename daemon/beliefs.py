@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from daemon.config import DiffSection
     from daemon.runtime import Runtime
     from editor import Progress
+    from store.tables import Values
 
 
 class Holding(StrEnum):
@@ -38,13 +39,19 @@ class Question:
     former: str | None
 
 
-def question_of(runtime: Runtime, change: Change) -> Question | None:
-    """The question about what a slot has changed to; None where there is no one answer to it."""
+def question_of(runtime: Runtime, change: Change, left: Values) -> Question | None:
+    """The question about what a slot has changed to; None where there is no one answer to it.
+
+    Args:
+        runtime: for the wordings.
+        change: of the slot.
+        left: what the version that is asked was left with, which the new values displace.
+    """
     relation, longest_list = runtime.relation(change.pid), runtime.settings.edit.longest_list
     expected = answer_of(relation, change.new_values, longest_list)
     if expected is None:
         return None
-    former = answer_of(relation, change.old_values, longest_list)
+    former = answer_of(relation, left, longest_list)
     return Question(change.qid, change.pid, fill(relation.prompt, change.subject_label), expected, former)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sqlmodel import select
 
 from daemon.answers import answer_of
+from store.changes import values_left
 from store.ledger import ledger_edits, next_version_id, promoted, strengths
 from store.tables import Change, Edit, LedgerEntry, Trial, Version, VersionState, key
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sqlmodel import Session
 
     from daemon.runtime import Runtime
+    from store.tables import Values
 
 
 def make_candidate(
@@ -44,9 +46,10 @@ def make_candidate(
     assert parent is not None  # made when the state was set up
     taken = [change for change in changes if change.group not in withheld]
     overtaken = {(change.qid, change.pid) for change in taken}
-    kept = [edit for edit in ledger_edits(session, parent.id) if (edit.qid, edit.pid) not in overtaken]
+    live = {(edit.qid, edit.pid): edit for edit in ledger_edits(session, parent.id)}
+    kept = [edit for slot, edit in live.items() if slot not in overtaken]
     known = strengths(session, parent.id)
-    new = [(change.group, edit) for change in taken if (edit := _edit_for(runtime, session, change)) is not None]
+    new = [(change.group, edit) for change in taken if (edit := _edit_for(runtime, session, change, live)) is not None]
     candidate = Version(
         id=next_version_id(session), parent_id=parent.id, state=VersionState.CANDIDATE,
         base_digest=digests[0], settings_digest=digests[1],
@@ -71,8 +74,8 @@ def make_candidate(
     return candidate
 
 
-def edit_of(runtime: Runtime, change: Change) -> Edit | None:
-    """The edit that writes a change; None where it is a withdrawal."""
+def edit_of(runtime: Runtime, change: Change, former: Values) -> Edit | None:
+    """The edit that writes a change and displaces ``former``; None where it is a withdrawal."""
     relation, longest_list = runtime.relation(change.pid), runtime.settings.edit.longest_list
     target = answer_of(relation, change.new_values, longest_list)
     if target is None:
@@ -80,11 +83,16 @@ def edit_of(runtime: Runtime, change: Change) -> Edit | None:
     return Edit(
         change_id=key(change), qid=change.qid, pid=change.pid, prompt=relation.prompt,
         variants=list(relation.variants), subject=change.subject_label,
-        target=target, former=answer_of(relation, change.old_values, longest_list),
+        target=target, former=answer_of(relation, former, longest_list),
     )  # fmt: skip
 
 
-def _edit_for(runtime: Runtime, session: Session, change: Change) -> Edit | None:
+def _edit_for(runtime: Runtime, session: Session, change: Change, live: Mapping[tuple[str, str], Edit]) -> Edit | None:
     """A change that was tried before has its edit already."""
     known = session.exec(select(Edit).where(Edit.change_id == change.id)).one_or_none()
-    return known or edit_of(runtime, change)
+    return known or edit_of(runtime, change, _left(session, change, live.get((change.qid, change.pid))))
+
+
+def _left(session: Session, change: Change, edit: Edit | None) -> Values:
+    """What the promoted version was left with, where ``edit`` is its live edit of the change's slot."""
+    return values_left(session, change, None if edit is None else session.get_one(Change, edit.change_id))

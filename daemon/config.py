@@ -128,10 +128,32 @@ class DiffSection(Section):
     """Mean probability per token from which another answer counts as ``other``; below it is ``unknown``."""
 
 
-class BatchSection(Section):
-    """How many changes one candidate takes."""
+Points = Annotated[float, Field(ge=-1000, le=1000)]
 
+
+class BatchSection(Section):
+    """Which changes one candidate takes, and how many edits may be live."""
+
+    minimum: int = Field(1, ge=1)
     maximum: int = Field(500, ge=1)
+    wait_seconds: float = Field(3600.0, ge=0, le=365 * DAY)
+    """After that a change is taken in a batch smaller than the minimum."""
+    priority: dict[str, Points] = {}
+    """Points by P-id; 0 for those that are not named."""
+    prominence: Points = 0.0
+    """Points for each doubling of the number of wikis in which the subject has a page."""
+    aging_seconds: float = Field(DAY, gt=0, le=365 * DAY)
+    """How long a change has to wait to make up for one point."""
+    capacity: int | None = Field(None, ge=0)
+    """Most live edits; None: what ``capacity_load`` gives."""
+    capacity_load: float = Field(0.8, gt=0, le=1)
+    """Share of the edited layers' key dimensions that the ledger may come to take up."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.minimum > self.maximum:
+            raise ValueError(f"minimum {self.minimum} is more than maximum {self.maximum}")
+        return self
 
 
 class TrialsSection(Section):

@@ -116,6 +116,7 @@ class WikidataSource:
             engine,
             self._relations,
             watch,
+            stamps,
             chunk=chunk,
             languages=self._languages,
             longest_label=longest_label,

@@ -164,6 +164,7 @@ class Fact(SQLModel, table=True):
     unlabelled: Values = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     """The current values by id, without labels, while a label of them cannot stand in a prompt; otherwise empty."""
     gone: bool = False  # its item is deleted or merged
+    sitelinks: int | None = None  # in how many wikis the subject has a page, where the source says so
 
 
 class Change(SQLModel, table=True):
@@ -209,6 +210,8 @@ class Change(SQLModel, table=True):
     reason: str = ""  # why nothing is written
     recorded_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
     polls: int = 0  # pulls at whose end it stood
+    # When a batch first left it, pending, for a later one.
+    waiting_since: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
     @property
     def group(self) -> int:

@@ -85,3 +85,11 @@ def runtime(tmp_path: Path, snapshot: Path, migrated_file: Path) -> Iterator[Run
 @pytest.fixture
 def database(runtime: Runtime) -> Database:
     return runtime.database
+
+
+@pytest.fixture
+def all_writable(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be written is the editor's business; here it is all."""
+    monkeypatch.setattr(runtime, "model", lambda _version: object())
+    monkeypatch.setattr(runtime, "settings_digest", lambda _model: "s")
+    monkeypatch.setattr("daemon.batch.check_request", lambda *_: None)

@@ -53,10 +53,11 @@ class Graph:
     lines: list[str] = field(default_factory=list)
     count: int = 0
 
-    def item(self, qid: str, label: str | None, revision: int, modified: str) -> Graph:
+    def item(self, qid: str, label: str | None, revision: int, modified: str, *, sitelinks: int | None = None) -> Graph:
+        linked = "" if sitelinks is None else f" ; wikibase:sitelinks {sitelinks}"
         self.lines.append(
             f"wd:{qid} schema:version {revision} ; schema:dateModified "
-            f'"{datetime.fromisoformat(modified).isoformat()}Z"^^xsd:dateTime .'
+            f'"{datetime.fromisoformat(modified).isoformat()}Z"^^xsd:dateTime{linked} .'
         )
         return self if label is None else self.label(qid, label)
 
@@ -96,7 +97,7 @@ class Graph:
 def albania() -> Graph:
     """A handover, several values, an unknown value, no value, and literals."""
     graph = Graph()
-    graph.item("Q222", "Albania", 1700, "2022-07-24T10:00:00")
+    graph.item("Q222", "Albania", 1700, "2022-07-24T10:00:00", sitelinks=312)
     graph.says("Q222", "P35", "wd:Q1", P580=time_literal("2012-07-24"), P582=time_literal("2017-07-24"))
     graph.says("Q222", "P35", "wd:Q2", P580=time_literal("2017-07-24"), P582=time_literal("2022-07-24"))
     graph.says("Q222", "P35", "wd:Q3", P580=time_literal("2022-07-24"))

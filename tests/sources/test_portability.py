@@ -83,6 +83,11 @@ def test_the_same_answers_about_items_asked_for(tmp_path, monkeypatch, chunk, fi
     labels = {(o.qid, o.pid): [value.label for value in o.values] for page in observed for o in page.observations}
     assert labels["Q41", "P571"] == ["1830"]
     assert labels["Q403", "P571"] == ["November 1817"]
+    assert {o.qid: o.sitelinks for page in observed for o in page.observations} == {
+        "Q222": 312,
+        "Q41": None,
+        "Q403": None,
+    }
     watched = [slot in labels for slot in (("Q403", "P6"), ("Q41", "P6"), ("Q403", "P47"))]
     assert watched == [True, not filters, not filters]
     assert list(there.pages(None)) == list(here.pages(None))
