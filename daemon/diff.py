@@ -8,7 +8,9 @@ from sqlmodel import select
 
 from daemon.answers import unspeakable
 from daemon.batch import quarantine
-from daemon.beliefs import Holding, measure_beliefs, question_of
+from daemon.beliefs import Holding, measure_beliefs
+from daemon.follow_up import follow_up
+from daemon.questions import questions_about
 from store.cycles import advance
 from store.ledger import ledger_edits, promoted
 from store.tables import Belief, Change, ChangeState, Edit, Phase
@@ -24,6 +26,7 @@ def diff(runtime: Runtime, cycle_id: int) -> None:
         StoreError, EditorError: the promoted version cannot be read or probed.
     """
     _keep_unspeakable_out(runtime)
+    follow_up(runtime)  # an operator may have promoted another version
     with runtime.database.read() as session:
         version = promoted(session)
         assert version is not None  # made when the state was set up
@@ -31,7 +34,7 @@ def diff(runtime: Runtime, cycle_id: int) -> None:
         live = {(edit.qid, edit.pid): edit for edit in ledger_edits(session, version.id)}
         edits = {change.id: live.get((change.qid, change.pid)) for change in pending}
         written = {edit.id: session.get_one(Change, edit.change_id) for edit in edits.values() if edit is not None}
-    questions = [question for change in pending if (question := question_of(runtime, change)) is not None]
+        questions = questions_about(runtime, session, pending)
     measured = {(b.qid, b.pid): b for b in measure_beliefs(runtime, version, questions)}
     with runtime.database.transaction() as session:
         for measurement in measured.values():
@@ -39,7 +42,7 @@ def diff(runtime: Runtime, cycle_id: int) -> None:
         held = uneditable = 0
         for change in pending:
             edit, belief = edits[change.id], measured.get((change.qid, change.pid))
-            if belief is None:
+            if belief is None or belief.expected is None:
                 change.state, change.reason = _unanswered(change, None if edit is None else written[edit.id])
             elif _holds(belief, edit):
                 change.state = ChangeState.HELD
