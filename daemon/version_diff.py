@@ -22,7 +22,7 @@ Slot = tuple[str, str]
 def version_diff(session: Session, before: int, after: int) -> Row:
     """Compare two versions in the order given.
 
-    A belief has changed where both versions were asked about the slot and their beliefs differ: in kind, or in the value
+    A belief has changed where both versions were asked about the slot and their beliefs differ, in kind or in the value
     that is held or named. What a version says where it has no definite answer does not count.
 
     Raises:
