@@ -39,7 +39,7 @@ def beliefs(
     model: LanguageModel, version_id: int, questions: Sequence[Question], settings: DiffSection, progress: Progress
 ) -> list[Belief]:
     """What a model holds for each question."""
-    asked = replies(model, [_inquiry(question) for question in questions], settings.answer_tokens, progress)
+    asked = replies(model, [inquiry_of(question) for question in questions], settings.answer_tokens, progress)
     return [
         _belief(version_id, question, reply, settings.confident)
         for question, reply in zip(questions, asked, strict=True)
@@ -51,7 +51,8 @@ def _candidates(question: Question) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*(value for value in values if value is not None), *question.rivals)))
 
 
-def _inquiry(question: Question) -> Inquiry:
+def inquiry_of(question: Question) -> Inquiry:
+    """What a model is asked for."""
     return Inquiry(question.prompt, _candidates(question), (*question.aliases, *question.former_aliases))
 
 

@@ -16,7 +16,7 @@ from store.changes import IN_PLAY
 from store.tables import Aliases, Change, Fact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from sqlmodel import Session
 
@@ -67,7 +67,7 @@ def questions_about(runtime: Runtime, session: Session, changes: Sequence[Change
     names = _aliases(
         session, {value["id"] for change, _ in asked for value in (*change.new_values, *change.old_values)}
     )
-    rings = {pid: _Ring(session, pid) for pid in {question.pid for _, question in asked}}
+    rings = {pid: Ring(_values(session, pid)) for pid in {question.pid for _, question in asked}}
     wanted = runtime.settings.diff.rivals
     return [_told_apart(question, change, names, rings[question.pid], wanted) for change, question in asked]
 
@@ -81,7 +81,7 @@ def _aliases(session: Session, qids: set[str]) -> dict[str, list[str]]:
     return found
 
 
-def _told_apart(question: Question, change: Change, names: dict[str, list[str]], ring: _Ring, wanted: int) -> Question:
+def _told_apart(question: Question, change: Change, names: dict[str, list[str]], ring: Ring, wanted: int) -> Question:
     """The question with rivals, and with the aliases that name one value only."""
     present, former = _names(change.new_values, names), _names(change.old_values, names)
     labels = {question.expected, question.former}
@@ -99,21 +99,28 @@ def _names(values: Values, names: dict[str, list[str]]) -> list[str]:
     return names.get(values[0]["id"], []) if len(values) == 1 else []
 
 
-class _Ring:
+def _values(session: Session, pid: str) -> set[tuple[str, str]]:
+    """Label and kind of the values that subjects of a property have, of one value each."""
+    facts = select(Fact.values).where(Fact.pid == pid, col(Fact.gone).is_(False)).order_by(col(Fact.qid))
+    recorded = session.exec(facts.limit(POOL)).all()
+    if not recorded:  # what is only told by expansion is no recorded fact
+        changes = select(Change.new_values).where(Change.pid == pid, col(Change.state).in_(IN_PLAY))
+        recorded = session.exec(changes.order_by(col(Change.id)).limit(POOL)).all()
+    return {(value["label"], value["kind"]) for values in recorded if len(values) == 1 for value in values}
+
+
+class Ring:
     """The values of a property by the digests of their labels.
 
     A subject's rivals follow its own digest on the ring (consistent hashing), so they look drawn by chance, take one
     look-up, and stay the same while values come and go elsewhere.
+
+    Args:
+        values: label and kind of each.
     """
 
-    def __init__(self, session: Session, pid: str) -> None:
-        facts = select(Fact.values).where(Fact.pid == pid, col(Fact.gone).is_(False)).order_by(col(Fact.qid))
-        recorded = session.exec(facts.limit(POOL)).all()
-        if not recorded:  # what is only told by expansion is no recorded fact
-            changes = select(Change.new_values).where(Change.pid == pid, col(Change.state).in_(IN_PLAY))
-            recorded = session.exec(changes.order_by(col(Change.id)).limit(POOL)).all()
-        found = {(value["label"], value["kind"]) for values in recorded if len(values) == 1 for value in values}
-        self._places = sorted((_digest(label), label, kind) for label, kind in found if label)
+    def __init__(self, values: Iterable[tuple[str, str]]) -> None:
+        self._places = sorted((_digest(label), label, kind) for label, kind in values if label)
         self.labels = frozenset(label for _, label, _ in self._places)
 
     def following(self, name: str, kind: str, without: set[str | None]) -> Iterator[str]:
