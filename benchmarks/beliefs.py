@@ -56,7 +56,7 @@ def main() -> None:
     model = base_model()
     result = measured(model, questions, arguments.naive_facts, sys.stderr)
     for name, value in result.items():
-        print(f"{name:20}{value}", file=sys.stderr if arguments.json else sys.stdout)
+        print(f"{name:24}{value}", file=sys.stderr if arguments.json else sys.stdout)
     if arguments.json:
         print(json.dumps(result))
 
@@ -94,7 +94,7 @@ def measured(model: LanguageModel, questions: Sequence[Question], naive_facts: i
     """All figures."""
 
     def progress(stage: str, done: int, total: int) -> None:
-        print(f"\r{stage} {done}/{total}", end="", file=log, flush=True)
+        print(f"{stage} {done}/{total}", end="\n" if done == total else "\r", file=log, flush=True)
 
     replies(model, [inquiry_of(question) for question in questions[:4]])  # the first products of a process are slow
     some = questions[:: max(1, len(questions) // naive_facts)][:naive_facts]
