@@ -73,11 +73,12 @@ def show_version_diff(found: Row) -> None:
     print_line(" -> ".join(described))
     beliefs = found["beliefs"]
     print_table(
-        f"beliefs: {beliefs['asked']['both']} facts were asked of both", (before, after, "facts"),
+        f"beliefs of {beliefs['asked']['both']} facts", (before, after, "facts"),
         ((_belief_word(kind["before"]), _belief_word(kind["after"]), kind["facts"]) for kind in beliefs["kinds"]),
     )  # fmt: skip
     print_table(
-        f"{len(beliefs['changed'])} beliefs changed", ("item", "property", "subject", "value", before, after),
+        f"{len(beliefs['changed'])} beliefs changed (in brackets: log-probability of the value)",
+        ("item", "property", "subject", "value", before, after),
         (
             (row["qid"], row["pid"], row["subject"], row["after"]["expected"] or "nothing", _held(row["before"]),
              _held(row["after"]))
