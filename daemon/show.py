@@ -118,7 +118,7 @@ def _held(belief: Row) -> Text:
     """A belief with the answer behind it, and how likely the value is."""
     likely = belief["logprob_expected"]
     figure = "" if likely is None else f" ({likely:.1f})"
-    return _belief_word(belief["belief"]).append(f" {belief['answer']!r}{figure}", style="default")
+    return Text.assemble(_belief_word(belief["belief"]), f" {belief['answer']!r}{figure}")
 
 
 def show_facts(facts: list[Row]) -> None:
