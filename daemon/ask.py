@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from daemon.errors import NotPossible, NothingPromoted
+from daemon.errors import NothingPromoted, NotPossible
 from editor import greedy_answers
 from store.ledger import get_version, promoted
 
