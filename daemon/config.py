@@ -79,6 +79,8 @@ class SourceSection(Section):
     """Words or regular expressions that no label may contain, whatever the case."""
     longest_label: int = Field(120, ge=1)
     """Characters."""
+    aliases: int = Field(20, ge=0)
+    """Other names read of each value that a change tells of, for answers that use them; 0: none."""
     first_load: Literal["record", "edit"] = "record"
     """Whether facts met on the first load are only recorded, or also edited where the model does not hold them."""
     revisions_seconds: float = Field(3600.0, ge=0)
@@ -126,6 +128,10 @@ class DiffSection(Section):
     answer_tokens: int = Field(16, ge=1)
     confident: float = Field(0.5, gt=0, le=1)
     """Mean probability per token from which another answer counts as ``other``; below it is ``unknown``."""
+    rivals: int = Field(3, ge=0)
+    """Values of other subjects that are scored beside a fact's own."""
+    compared: int = Field(500, ge=0)
+    """Facts, asked of the version before, that a promoted version is asked too."""
 
 
 Points = Annotated[float, Field(ge=-1000, le=1000)]

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from sqlmodel import select
 
 from daemon.answers import unspeakable
-from daemon.beliefs import Holding, measure_beliefs, question_of
+from daemon.beliefs import Holding, measure_beliefs
+from daemon.follow_up import follow_up
 from daemon.quarantine import quarantine
+from daemon.questions import questions_about
 from store.changes import supersede_overtaken, values_left
 from store.cycles import advance
 from store.ledger import ledger_edits, promoted
-from store.tables import Belief, Change, ChangeState, Edit, Phase
+from store.tables import Belief, Change, ChangeState, Edit, Phase, key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +32,7 @@ def diff(runtime: Runtime, cycle_id: int) -> None:
         StoreError, EditorError: the promoted version cannot be read or probed.
     """
     _set_aside(runtime)
+    follow_up(runtime)  # an operator may have promoted another version
     with runtime.database.read() as session:
         version = promoted(session)
         assert version is not None  # made when the state was set up
@@ -40,9 +43,8 @@ def diff(runtime: Runtime, cycle_id: int) -> None:
         written = {
             change_id: session.get_one(Change, edit.change_id) for change_id, edit in edits.items() if edit is not None
         }
-        left = {change.id: values_left(session, change, written.get(change.id)) for change in asked}
-    about = (question_of(runtime, change, left[change.id]) for change in asked)
-    questions = [question for question in about if question is not None]
+        left = {key(change): values_left(session, change, written.get(change.id)) for change in asked}
+        questions = questions_about(runtime, session, asked, left)
     measured = {(b.qid, b.pid): b for b in measure_beliefs(runtime, version, questions)}
     with runtime.database.transaction() as session:
         for measurement in measured.values():
@@ -50,7 +52,7 @@ def diff(runtime: Runtime, cycle_id: int) -> None:
         held = uneditable = 0
         for change in asked:
             edit, belief = edits[change.id], measured.get((change.qid, change.pid))
-            if belief is None:
+            if belief is None or belief.expected is None:
                 change.state, change.reason = _unanswered(change, written.get(change.id))
             elif _holds(belief, edit):
                 change.state = ChangeState.HELD

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sqlmodel import select
 
+from daemon.follow_up import follow_up
 from store import point_current
 from store.cycles import finish
 from store.ledger import promoted
@@ -16,8 +17,14 @@ if TYPE_CHECKING:
 
 
 def publish(runtime: Runtime, cycle_id: int) -> None:
-    """Deliver the promoted version and end the cycle."""
+    """Deliver the promoted version, ask it what the one before was asked, and end the cycle.
+
+    Raises:
+        StateUnwritable: the link cannot be written.
+        StoreError, EditorError: the version cannot be asked; it is published, and the next call tries again.
+    """
     version_id = deliver(runtime)
+    follow_up(runtime)
     with runtime.database.transaction() as session:
         finish(session, cycle_id, Outcome.PROMOTED, f"version {version_id} is promoted and published")
 

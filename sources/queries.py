@@ -36,6 +36,7 @@ PREFIX wdno: <http://www.wikidata.org/prop/novalue/>
 PREFIX wikibase: <{WIKIBASE}>
 PREFIX schema: <http://schema.org/>
 PREFIX rdfs: <http://www.w3.org/2000/01/rdf-schema#>
+PREFIX skos: <http://www.w3.org/2004/02/skos/core#>
 PREFIX owl: <http://www.w3.org/2002/07/owl#>
 PREFIX xsd: <http://www.w3.org/2001/XMLSchema#>
 """
@@ -241,8 +242,17 @@ def precisions(qids: Sequence[str], pids: Sequence[str]) -> Query:
 
 def labels(qids: Sequence[str], languages: Sequence[str]) -> Query:
     """Ask for labels of some items in some languages: ``item label``."""
+    return _names("rdfs:label", qids, languages)
+
+
+def aliases(qids: Sequence[str], languages: Sequence[str]) -> Query:
+    """Ask for the other names of some items in some languages: ``item label``."""
+    return _names("skos:altLabel", qids, languages)
+
+
+def _names(predicate: str, qids: Sequence[str], languages: Sequence[str]) -> Query:
     wanted = " || ".join(f'LANG(?label) = "{require_language(tag)}"' for tag in languages)
     return _select(
         "item label",
-        f"  VALUES ?item {{ {_items(qids)} }}\n  ?item rdfs:label ?label .\n  FILTER({wanted})\n}}\n",
+        f"  VALUES ?item {{ {_items(qids)} }}\n  ?item {predicate} ?label .\n  FILTER({wanted})\n}}\n",
     )

@@ -139,6 +139,13 @@ class Reader:
         self._fetch_names(reading, tuple(dict.fromkeys(qids)))
         return {qid: name for qid, name in reading.names.items() if self._fault(name) is None}
 
+    def aliases(self, qids: Iterable[str], most: int) -> dict[str, tuple[str, ...]]:
+        """Fetch the other names of items, at most so many of each; an item that failed is left out."""
+        wanted, reading = tuple(dict.fromkeys(qids)), _Reading()
+        rows = self._ask(reading, wanted, lambda part: queries.aliases(part, self._languages))
+        found = labels.choose_aliases(_whole(rows, "label"), self._languages, self._fault, most)
+        return {qid: found.get(qid, ()) for qid in wanted if qid not in reading.failed}
+
     def _name(self, reading: _Reading, items: Iterable[str], resolutions: Mapping[tuple[str, str], Resolution]) -> None:
         """Fetch labels of the subjects and of the items that are current values."""
         users: dict[str, list[str]] = {qid: [qid] for qid in items if qid not in reading.failed}

@@ -16,7 +16,6 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
-    Float,
     ForeignKey,
     Index,
     Integer,
@@ -294,11 +293,24 @@ class Belief(SQLModel, table=True):
     qid: str = Field(primary_key=True)
     pid: str = Field(primary_key=True)
     belief: str  # holds, outdated, other, unknown
-    expected: str  # the label it was measured against
+    expected: str | None  # the label it was measured against; none where the fact ended without a successor
     answer: str  # greedy, under natural stop
-    logprob_expected: float = Field(sa_column=Column(Float, nullable=False))  # nats, whole label
+    logprob_expected: float | None = None  # nats, whole label
     logprob_former: float | None = None
+    former: str | None = None
+    rivals: dict[str, float] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """Log-probabilities of values that the property has for other subjects, by label."""
     measured_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+
+
+class Aliases(SQLModel, table=True):
+    """Other names of an item, by which an answer may call it; those that the source has and that are usable."""
+
+    __tablename__ = "aliases"
+
+    qid: str = Field(primary_key=True)
+    names: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    read_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
 
 
 class ProbeSet(SQLModel, table=True):

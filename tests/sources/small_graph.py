@@ -19,6 +19,7 @@ PREFIXES = """\
 @prefix wikibase: <http://wikiba.se/ontology#> .
 @prefix schema: <http://schema.org/> .
 @prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .
+@prefix skos: <http://www.w3.org/2004/02/skos/core#> .
 @prefix owl: <http://www.w3.org/2002/07/owl#> .
 @prefix xsd: <http://www.w3.org/2001/XMLSchema#> .
 """
@@ -61,10 +62,13 @@ class Graph:
         )
         return self if label is None else self.label(qid, label)
 
-    def label(self, qid: str, label: str, language: str = "en") -> Graph:
+    def label(self, qid: str, label: str, language: str = "en", predicate: str = "rdfs:label") -> Graph:
         quoted = "".join(c if c.isprintable() and c not in '"\\' else f"\\u{ord(c):04X}" for c in label)
-        self.lines.append(f'wd:{qid} rdfs:label "{quoted}"@{language} .')
+        self.lines.append(f'wd:{qid} {predicate} "{quoted}"@{language} .')
         return self
+
+    def alias(self, qid: str, name: str, language: str = "en") -> Graph:
+        return self.label(qid, name, language, "skos:altLabel")
 
     def says(self, qid: str, pid: str, value: str | None, rank: str = "Normal", **qualifiers: str) -> Graph:
         """One statement; ``value`` is Turtle, or None for "no value"; qualifiers are Turtle by P-id."""

@@ -64,7 +64,9 @@ ASKED = ["Q222", "Q99", "Q8", "Q41", "Q403"]
 @pytest.mark.parametrize("stamps", Stamps)
 def test_the_same_answers_about_items_asked_for(tmp_path, monkeypatch, chunk, filters, stamps):
     monkeypatch.setattr(rdflib, "NORMALIZE_LITERALS", False)
-    graph = albania_in_kinds()
+    graph = (
+        albania_in_kinds().alias("Q222", "Republic of Albania").alias("Q222", "Shqip\u00ebria", "sq").alias("Q8", "RKS")
+    )
     if stamps is Stamps.DOCUMENT:
         graph.lines = [
             re.sub(r"^wd:(Q\d+) schema:version", r"wdata:\1 schema:about wd:\1 ; schema:version", line)
@@ -92,3 +94,5 @@ def test_the_same_answers_about_items_asked_for(tmp_path, monkeypatch, chunk, fi
     assert watched == [True, not filters, not filters]
     assert list(there.pages(None)) == list(here.pages(None))
     assert there.names(ASKED) == here.names(ASKED) != {}
+    assert there.aliases(ASKED, 5) == here.aliases(ASKED, 5)
+    assert here.aliases(ASKED, 5)["Q222"] == ("Republic of Albania",)
