@@ -14,7 +14,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlmodel import select
+from sqlmodel import col, select
 
 from daemon.config import load_settings
 from daemon.demo import run_demo
@@ -108,7 +108,9 @@ def _ask_the_base(runtime: Runtime) -> None:
         assert present is not None
         edits = ledger_edits(session, present.id)
         probes = stable_probes(session, edits, runtime.relations, runtime.settings.gate)
-    knows(Respondent(runtime, base, surroundings(runtime.model(base).device)), probes)
+    respondent = Respondent(runtime, base, surroundings(runtime.model(base).device))
+    for kind in {probe.kind for probe in probes}:
+        knows(respondent, [probe for probe in probes if probe.kind is kind])
 
 
 def _write_texts(directory: Path, data: Path) -> None:
@@ -144,6 +146,7 @@ class TrialState:
 
     def __init__(self, prepared: Path, directory: Path, seed: int) -> None:
         self.chance = random.Random(seed)
+        self.begun: Sequence[Written] = ()
         self._directory = directory
         shutil.rmtree(directory, ignore_errors=True)
         shutil.copytree(prepared / "versions", directory / "versions", copy_function=os.link)
@@ -157,7 +160,7 @@ class TrialState:
     def _forget_some_facts(self) -> None:
         with self.runtime.database.transaction() as session:
             edited = {edit.qid for edit in session.exec(select(Edit))}
-            for fact in session.exec(select(Fact).order_by(Fact.qid, Fact.pid)).all():  # type: ignore[arg-type]
+            for fact in session.exec(select(Fact).order_by(col(Fact.qid), col(Fact.pid))).all():
                 if fact.qid not in edited and self.chance.random() > KEPT:
                     session.delete(fact)
 
@@ -188,8 +191,22 @@ class TrialState:
         self.chance.shuffle(found)
         return found
 
+    def recorded(self, pid: str) -> list[Written]:
+        """Recorded facts of a property with one value and without an edit, in random order."""
+        with self.runtime.database.read() as session:
+            edited = {(edit.qid, edit.pid) for edit in session.exec(select(Edit))}
+            facts = session.exec(select(Fact).where(Fact.pid == pid).order_by(col(Fact.qid))).all()
+        found = [
+            Written(fact.qid, pid, fact.subject_label, _labels(fact.values), _labels(fact.values))
+            for fact in facts
+            if len(fact.values) == 1 and (fact.qid, pid) not in edited
+        ]
+        self.chance.shuffle(found)
+        return found
+
     def begin(self, changes: Sequence[Written]) -> int:
         """Record changes as settled, and begin a cycle that writes them; its number."""
+        self.begun = changes
         with self.runtime.database.transaction() as session:
             cycle = Cycle(phase=Phase.BATCH)
             session.add(cycle)
