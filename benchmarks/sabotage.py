@@ -193,7 +193,7 @@ def truncated(pattern: str, keep: float) -> Callable[[Runtime, Version], None]:
     """The first file of a pattern loses its end after it was sealed; with 0 it is gone."""
 
     def spoil(runtime: Runtime, candidate: Version) -> None:
-        file = sorted(runtime.artifacts.path(candidate.id).glob(pattern))[0]
+        file = min(runtime.artifacts.path(candidate.id).glob(pattern))
         content = file.read_bytes()
         file.unlink()  # it may be the base's too
         if keep:
@@ -206,7 +206,7 @@ def truncated_and_sealed(runtime: Runtime, candidate: Version) -> None:
     """A shard that lost its end before it was sealed."""
 
     def spoil(directory: Path) -> None:
-        file = sorted(directory.glob("*.safetensors"))[0]
+        file = min(directory.glob("*.safetensors"))
         content = file.read_bytes()
         file.unlink()
         file.write_bytes(content[: len(content) // 2])
