@@ -1,4 +1,4 @@
-"""Ten cycles in a row of real changes: does everything still hold at the end, and has anything crept away from the base?
+"""Ten cycles in a row of real changes: whether everything holds at the end, and what crept away from the base.
 
 usage: ten_cycles.py [--cycles 10] [--changes 90] [--state DIRECTORY] [--data DIRECTORY] [--json]
 
