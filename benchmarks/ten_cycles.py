@@ -74,12 +74,12 @@ def main() -> None:
     arguments.state.mkdir(parents=True)
     grouped = groups(changes(arguments.data, arguments.changes), arguments.cycles)
     world = World(stable_facts(arguments.data), grouped)
-    runtime = _runtime(arguments.state, arguments.data.resolve())
-    _pass(runtime, world, arguments.state)  # the baseline: nothing is written
+    runtime = open_state(arguments.state, arguments.data.resolve())
+    turn(runtime, world, arguments.state)  # the baseline: nothing is written
     rows: list[dict[str, Any]] = []
     for number in range(1, arguments.cycles + 1):
         happened, began = world.advance(), time.perf_counter()
-        cycle = _pass(runtime, world, arguments.state)
+        cycle = turn(runtime, world, arguments.state)
         with runtime.database.read() as session:
             row = {"cycle": number, "changes": len(happened), **_row(session, cycle)}
         rows.append(row | {"seconds": round(time.perf_counter() - began)})
@@ -89,14 +89,16 @@ def main() -> None:
         print(json.dumps(result))
 
 
-def _runtime(directory: Path, data: Path) -> Runtime:
+def open_state(directory: Path, data: Path) -> Runtime:
+    """A new state over a world, with the settings above."""
     (directory / "factsyncd.toml").write_text(CONFIG.format(data=data), "utf-8")
     runtime = Runtime(load_settings(directory / "factsyncd.toml"))
     set_up(runtime)
     return runtime
 
 
-def _pass(runtime: Runtime, world: World, directory: Path) -> Cycle:
+def turn(runtime: Runtime, world: World, directory: Path) -> Cycle:
+    """One cycle over the world as it is now."""
     (directory / "world.ttl").write_text(world.turtle(), "utf-8")
     return run_cycle(runtime)
 
