@@ -107,11 +107,12 @@ def check_request(language_model: LanguageModel, request: EditRequest, text: Seq
         text: token ids of ordinary text, to tell which words occur everywhere.
 
     Raises:
-        RequestInvalid: the target is too long, or the subject is a single token that is :data:`EVERYWHERE` in the text.
+        RequestInvalid: the target is too long, or the subject is a lower-case word, of one token, that is
+            :data:`EVERYWHERE` in the text. (A name may be frequent in a text about it.)
     """
     rewrite_rows(language_model.tokenizer, ["{}"], request)
     alone = language_model.tokenizer(f" {request.subject}", add_special_tokens=False)["input_ids"]
-    if len(alone) == 1 and text:
+    if len(alone) == 1 and text and request.subject.islower():
         share = sum(window.count(alone[0]) for window in map(list, text)) / sum(map(len, text))
         if share > EVERYWHERE:
             raise RequestInvalid(

@@ -149,7 +149,7 @@ def test_a_prominent_subject_goes_first(office: Office, sitelinks: tuple[int | N
 
 
 def test_what_cannot_be_written_leaves_its_place_to_others(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    def check(_model: object, request: EditRequest) -> None:
+    def check(_model: object, request: EditRequest, _text: object) -> None:
         if "L11" in (request.subject, request.target.rstrip(".")):
             raise RequestInvalid("too long")
 
