@@ -115,7 +115,7 @@ def tried(state: TrialState, step: Step) -> Row:
     """What the daemon does with one candidate."""
     began = time.perf_counter()
     cycle_id = state.begin(step.changes(state))
-    error = ""
+    error, candidate = "", None
     try:
         batch(state.runtime, cycle_id)
         candidate = state.candidate(cycle_id)
@@ -125,7 +125,8 @@ def tried(state: TrialState, step: Step) -> Row:
             promote(state.runtime, cycle_id)
     except (DaemonError, EditorError, StoreError) as raised:
         error = f"{type(raised).__name__}: {raised}"
-    number = None if (candidate := state.candidate(cycle_id)) is None else candidate.id
+    # The cycle may go on with other candidates; it is about this one.
+    number = None if candidate is None else candidate.id
     row = {"kind": step.kind, "detail": step.detail, **_outcome(state, cycle_id, number, error)}
     return row | {"seconds": round(time.perf_counter() - began, 1)}
 

@@ -218,8 +218,10 @@ def truncated_and_sealed(runtime: Runtime, candidate: Version) -> None:
 def forgotten(runtime: Runtime, candidate: Version, edits: Sequence[int]) -> Iterator[None]:
     """While the weights are solved the ledger lacks some edits, which it has again when they are measured."""
     with runtime.database.transaction() as session:
-        for edit in edits:
-            session.delete(session.get_one(LedgerEntry, (candidate.id, edit)))
+        entries = [session.get_one(LedgerEntry, (candidate.id, edit)) for edit in edits]
+        rows = [entry.model_dump() for entry in entries]
+        for entry in entries:
+            session.delete(entry)
     yield
     with runtime.database.transaction() as session:
-        session.add_all(LedgerEntry(version_id=candidate.id, edit_id=edit) for edit in edits)
+        session.add_all(LedgerEntry(**row) for row in rows)
