@@ -38,7 +38,7 @@ class Question:
         former: the value before, if it was one answer.
         aliases: other names of the current value that name neither the former one nor another subject's.
         former_aliases: the same of the former value.
-        rivals: values of the same kind that the property has for other subjects.
+        rivals: values of the same kind that the property has for other subjects, never the subject itself.
     """
 
     qid: str
@@ -116,7 +116,9 @@ def _told_apart(
         question,
         aliases=tuple(name for name in present if name not in ring.labels.union(labels, former)),
         former_aliases=tuple(name for name in former if name not in ring.labels.union(labels, present)),
-        rivals=tuple(islice(ring.following(f"{question.qid} {question.pid}", kind, labels), wanted)),
+        rivals=tuple(
+            islice(ring.following(f"{question.qid} {question.pid}", kind, {*labels, change.subject_label}), wanted)
+        ),
     )
 
 

@@ -150,6 +150,12 @@ def test_a_rival_is_of_the_same_kind(book: Book, runtime: Runtime) -> None:
     assert asked(runtime, rivals=9).rivals == ("B",)
 
 
+def test_a_subject_is_no_rival_of_its_values(book: Book, runtime: Runtime) -> None:
+    """Of a symmetric relation it is a value of others."""
+    book.read(seen(7, "Q7", LEADER, "Q1=L1"))
+    assert "L1" not in asked(runtime, rivals=99).rivals
+
+
 def test_aliases_name_one_value_only(book: Book, runtime: Runtime) -> None:
     know(runtime.database, Q99=["Newer", "Both", "A", "B", "New"], Q10=["Old A", "Both", "New", "F"], Q20=["Beta"])
     question = asked(runtime)
