@@ -90,7 +90,7 @@ def questions_about(
     rings = {pid: Ring(_values(session, pid)) for pid in {question.pid for _, question in asked}}
     wanted = runtime.settings.diff.rivals
     return [
-        _told_apart(question, (before[key(change)], change.new_values), names, rings[question.pid], wanted)
+        _told_apart(question, change, before[key(change)], names, rings[question.pid], wanted)
         for change, question in asked
     ]
 
@@ -105,10 +105,10 @@ def _aliases(session: Session, qids: set[str]) -> dict[str, list[str]]:
 
 
 def _told_apart(
-    question: Question, values: tuple[Values, Values], names: dict[str, list[str]], ring: Ring, wanted: int
+    question: Question, change: Change, before: Values, names: dict[str, list[str]], ring: Ring, wanted: int
 ) -> Question:
     """The question, about values before and now, with rivals, and with the aliases that name one value only."""
-    before, now = values
+    now = change.new_values
     present, former = _names(now, names), _names(before, names)
     labels = {question.expected, question.former}
     kind = (now or before)[0]["kind"]
