@@ -43,9 +43,9 @@ lint: $(DEVELOPMENT) ## ruff, mypy strict, import-linter
 
 bench: $(DEVELOPMENT) ## Benchmarks; each prints one JSON object last (.bench/), then docs/benchmarks.md is written
 	@mkdir -p .bench
-	@for name in speed scaling memory; do \
+	@for name in speed scaling memory beliefs; do \
 		$(BIN)/python benchmarks/$$name.py --json > .bench/$$name.json || exit 1; tail -n 1 .bench/$$name.json; done
-	@$(BIN)/python benchmarks/report.py .bench/speed.json .bench/scaling.json .bench/memory.json
+	@$(BIN)/python benchmarks/report.py .bench/speed.json .bench/scaling.json .bench/memory.json .bench/beliefs.json
 
 clean-demo: ## Remove the demo's state
 	@rm -rf .demo

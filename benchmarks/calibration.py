@@ -3,8 +3,8 @@
 usage: calibration.py [--sweep] [--facts N] [--data DIRECTORY] [--json]
 
 The facts are static Wikidata facts (stable_facts.jsonl.gz) in the catalogue's wordings; most of them the model does not
-know, and those are not used. With --sweep windows of one to ten layers up to 60 % of the depth and nine strengths are
-tried as well.
+know, and those are not used. With --sweep windows of one and of five layers up to 60 % of the depth and five strengths
+are tried as well.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sources import load_catalogue
 def main() -> None:
     """Print what was found, and with a sweep what there was to find."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sweep", action="store_true", help="also sweep by hand (an hour on two cores)")
+    parser.add_argument("--sweep", action="store_true", help="also sweep by hand (half an hour on two cores)")
     parser.add_argument("--facts", type=int, default=1500, help="facts the model is asked")
     parser.add_argument("--data", type=Path, default=SHARED)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
@@ -57,16 +57,16 @@ def main() -> None:
 
 
 def _swept(model: LanguageModel, facts: list[KnownFact], text: TextSource, stream: TextIO) -> list[Trial]:
-    """Every third last layer, windows of one to ten layers, strengths over four decades."""
+    """Every third last layer, windows of one and of five layers, strengths over three decades."""
     tops = range(2, round(0.6 * model.depth), 3)
     shared = dict(RECOMMENDED)
     preparation = prepare(model, checked_settings(model, shared, tuple(range(tops[-1] + 1)), 1.0), text, WORK)
     attempt = Trials(model, choose_task(model, facts), shared, preparation, ValueCache(WORK / "preparation" / "values"))
     trials = []
     for top in tops:
-        for width in (1, 3, 5, 10):
-            for power in range(2, 11):
-                trials.append(attempt(window(top, width), 10 ** (power / 2)))
+        for width in (1, 5):
+            for power in range(6, 19, 3):
+                trials.append(attempt(window(top, width), 10 ** (power / 4)))
                 print(_row(trials[-1]), file=stream, flush=True)
     return trials
 

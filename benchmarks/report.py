@@ -1,6 +1,6 @@
 """Puts what the benchmarks printed into docs/benchmarks.md, as tables and pictures.
 
-usage: report.py SPEED.json SCALING.json [MEMORY.json]
+usage: report.py SPEED.json SCALING.json [MEMORY.json [BELIEFS.json]]
 
 The files hold what the benchmarks print with --json; only their last line is read.
 """
@@ -29,13 +29,18 @@ def main() -> None:
         sys.exit(__doc__)
     speed, scaling, *rest = (json.loads(Path(name).read_text("utf-8").splitlines()[-1]) for name in sys.argv[1:])
     page = PAGE.read_text("utf-8")
-    figures = [{"measure": name, "value": _short(value)} for name, value in speed.items()]
-    page = _replaced(page, "speed", _table(figures))
+    page = _replaced(page, "speed", _table(_figures(speed)))
     page = _replaced(page, "scaling", _table([_row(row) for row in scaling["rows"]]))
     if rest:
         page = _replaced(page, "memory", _table(rest[0]["rows"]))
+    if len(rest) > 1:
+        page = _replaced(page, "beliefs", _table(_figures(rest[1])))
     PAGE.write_text(page, "utf-8")
     _plot(scaling["rows"], DOCS / "benchmarks-scaling.svg")
+
+
+def _figures(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"measure": name, "value": _short(value)} for name, value in found.items()]
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
@@ -44,6 +49,8 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {name}" for name, count in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

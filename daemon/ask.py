@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from daemon.errors import NothingPromoted
+from daemon.errors import NothingPromoted, NotPossible
 from editor import greedy_answers
 from store.ledger import get_version, promoted
 
@@ -18,9 +18,12 @@ def ask(runtime: Runtime, prompt: str, version_ids: Sequence[int]) -> list[dict[
     """Each version's greedy continuation of the prompt; without versions, the promoted one's.
 
     Raises:
+        NotPossible: the prompt is empty.
         UnknownVersion: a version is not recorded.
         ArtifactCorrupt, ModelUnavailable: a version cannot be loaded.
     """
+    if not prompt:
+        raise NotPossible("the prompt is empty: give the beginning of a text")
     with runtime.database.read() as session:
         present = promoted(session)
         if present is None:

@@ -2,106 +2,92 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from daemon.answers import answer_of
-from editor import LanguageModel, Score, fill, greedy_answers, is_answer, natural_stop, scores
-from store.tables import Belief, Change, Version
+from editor import Inquiry, is_answer, natural_stop, replies
+from store.tables import Belief
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from daemon.config import DiffSection
+    from daemon.questions import Question
     from daemon.runtime import Runtime
-    from editor import Progress
+    from editor import LanguageModel, Progress, Reply
+    from store.tables import Version
 
 
 class Holding(StrEnum):
     """The four beliefs."""
 
-    HOLDS = "holds"  # greedy decoding gives the current value and stops
+    HOLDS = "holds"  # it gives the current value
     OUTDATED = "outdated"  # it gives the former value
-    OTHER = "other"  # it names something else with confidence
+    OTHER = "other"  # it gives a rival, or anything else with confidence
     UNKNOWN = "unknown"  # it has no definite answer
-
-
-@dataclass(frozen=True)
-class Question:
-    """A fact put to a model: the edit prompt about the subject, the expected and (if any) the former value."""
-
-    qid: str
-    pid: str
-    prompt: str
-    expected: str
-    former: str | None
-
-
-def question_of(runtime: Runtime, change: Change) -> Question | None:
-    """The question about what a slot has changed to; None where there is no one answer to it."""
-    relation, longest_list = runtime.relation(change.pid), runtime.settings.edit.longest_list
-    expected = answer_of(relation, change.new_values, longest_list)
-    if expected is None:
-        return None
-    former = answer_of(relation, change.old_values, longest_list)
-    return Question(change.qid, change.pid, fill(relation.prompt, change.subject_label), expected, former)
 
 
 def measure_beliefs(runtime: Runtime, version: Version, questions: Sequence[Question]) -> list[Belief]:
     """What the version holds for each question, measured now, in the order of the questions."""
     if not questions:
         return []
-    model, progress = runtime.model(version), runtime.progress
-    expected = scores(model, [(q.prompt, q.expected) for q in questions], progress)
-    with_former = [(i, q.former) for i, q in enumerate(questions) if q.former is not None]
-    measured = scores(model, [(questions[i].prompt, label) for i, label in with_former], progress)
-    former = {i: score for (i, _), score in zip(with_former, measured, strict=True)}
-    # Who gives neither value is asked for an answer of its own.
-    silent_ones = [
-        i for i in range(len(questions)) if not expected[i].greedy and not (i in former and former[i].greedy)
-    ]
-    own = _own_answers(model, [questions[i].prompt for i in silent_ones], runtime.settings.diff, progress)
-    answers = dict(zip(silent_ones, own, strict=True))
-    beliefs = []
-    for i, question in enumerate(questions):
-        holding, answer = _tell(question, expected[i], former.get(i), answers.get(i))
-        beliefs.append(
-            Belief(
-                version_id=version.id, qid=question.qid, pid=question.pid, belief=holding.value,
-                expected=question.expected, answer=answer, logprob_expected=expected[i].log_probability,
-                logprob_former=former[i].log_probability if i in former else None,
-            )
-        )  # fmt: skip
-    return beliefs
+    model = runtime.model(version)
+    return beliefs(model, version.id, questions, runtime.settings.diff, runtime.progress)
 
 
-def _own_answers(
-    model: LanguageModel, prompts: Sequence[str], settings: DiffSection, progress: Progress
-) -> list[tuple[Holding, str]]:
-    """Greedy answers, as ``other`` or ``unknown`` by how sure the model is of them."""
-    texts = greedy_answers(model, prompts, settings.answer_tokens, progress)
-    firsts = [natural_stop(text) for text in texts]
-    asked = [(prompt, first) for prompt, first in zip(prompts, firsts, strict=True) if first]
-    scored = iter(scores(model, asked, progress))
-    sure = [bool(first) and next(scored).mean_probability >= settings.confident for first in firsts]
+def beliefs(
+    model: LanguageModel, version_id: int, questions: Sequence[Question], settings: DiffSection, progress: Progress
+) -> list[Belief]:
+    """What a model holds for each question."""
+    asked = replies(model, [inquiry_of(question) for question in questions], settings.answer_tokens, progress)
     return [
-        (Holding.OTHER if confident else Holding.UNKNOWN, text) for confident, text in zip(sure, texts, strict=True)
+        _belief(version_id, question, reply, settings.confident)
+        for question, reply in zip(questions, asked, strict=True)
     ]
 
 
-def _tell(
-    question: Question, expected: Score, former: Score | None, own: tuple[Holding, str] | None
-) -> tuple[Holding, str]:
-    """The belief and the answer it rests on."""
-    if expected.greedy:
-        return Holding.HOLDS, question.expected
-    if former is not None and former.greedy and question.former is not None:
-        return Holding.OUTDATED, question.former
-    assert own is not None
-    # The same words may have been written with other tokens.
-    if is_answer(own[1], question.expected):
-        return Holding.HOLDS, own[1]
-    if question.former is not None and is_answer(own[1], question.former):
-        return Holding.OUTDATED, own[1]
-    return own
+def _candidates(question: Question) -> tuple[str, ...]:
+    values = (question.expected, question.former)
+    return tuple(dict.fromkeys((*(value for value in values if value is not None), *question.rivals)))
+
+
+def inquiry_of(question: Question) -> Inquiry:
+    """What a model is asked for."""
+    return Inquiry(question.prompt, _candidates(question), (*question.aliases, *question.former_aliases))
+
+
+def _belief(version_id: int, question: Question, reply: Reply, confident: float) -> Belief:
+    scored = dict(zip(_candidates(question), (score.log_probability for score in reply.scores), strict=True))
+    holding, answer = tell(question, reply, confident)
+    return Belief(
+        version_id=version_id, qid=question.qid, pid=question.pid, belief=holding.value,
+        expected=question.expected, former=question.former, answer=answer,
+        logprob_expected=scored.get(question.expected or ""), logprob_former=scored.get(question.former or ""),
+        rivals={rival: scored[rival] for rival in question.rivals},
+    )  # fmt: skip
+
+
+def tell(question: Question, reply: Reply, confident: float) -> tuple[Holding, str]:
+    """The belief, and the answer that it rests on.
+
+    The greedy answer is compared with labels first, then with aliases: a name that begins another value's label must
+    not stand for it.
+
+    Args:
+        question: as it was asked.
+        reply: as the model took it.
+        confident: mean probability per token from which any other answer counts as one.
+    """
+    known = [
+        (Holding.HOLDS, [question.expected]),
+        (Holding.OUTDATED, [question.former]),
+        (Holding.HOLDS, question.aliases),
+        (Holding.OUTDATED, question.former_aliases),
+        (Holding.OTHER, question.rivals),
+    ]
+    for holding, names in known:
+        for name in names:
+            if name is not None and is_answer(reply.text, name):
+                return holding, name
+    first = natural_stop(reply.text)
+    return (Holding.OTHER if first and reply.mean_probability >= confident else Holding.UNKNOWN), first

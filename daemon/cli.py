@@ -37,10 +37,12 @@ from daemon.show import (
     show_facts,
     show_quarantine,
     show_status,
+    show_version_diff,
     show_versions,
     show_why,
 )
 from daemon.terminal import print_json, print_line, progress_bars
+from daemon.version_diff import version_diff
 from editor import EditorError
 from sources import SourceError
 from store import StoreError, WriterLock
@@ -161,9 +163,17 @@ def status(context: typer.Context) -> None:
 
 @app.command()
 @reading
-def versions(context: typer.Context) -> None:
-    """List all versions with what the gate measured."""
-    _read(context, inspect.versions, show_versions)
+def versions(
+    context: typer.Context,
+    diff: Annotated[
+        tuple[int, int] | None, typer.Option(metavar="A B", help="Compare two versions: beliefs, edits, figures.")
+    ] = None,
+) -> None:
+    """List all versions with what the gate measured, or show what differs between two."""
+    if diff is None:
+        _read(context, inspect.versions, show_versions)
+    else:
+        _read(context, lambda session: version_diff(session, *diff), show_version_diff)
 
 
 @app.command()

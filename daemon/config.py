@@ -75,6 +75,8 @@ class SourceSection(Section):
     """Words or regular expressions that no label may contain, whatever the case."""
     longest_label: int = Field(120, ge=1)
     """Characters."""
+    aliases: int = Field(20, ge=0)
+    """Other names read of each value that a change tells of, for answers that use them; 0: none."""
     first_load: Literal["record", "edit"] = "record"
     """Whether facts met on the first load are only recorded, or also edited where the model does not hold them."""
     revisions_seconds: float = Field(3600.0, ge=0)
@@ -122,12 +124,53 @@ class DiffSection(Section):
     answer_tokens: int = Field(16, ge=1)
     confident: float = Field(0.5, gt=0, le=1)
     """Mean probability per token from which another answer counts as ``other``; below it is ``unknown``."""
+    rivals: int = Field(3, ge=0)
+    """Values of other subjects that are scored beside a fact's own."""
+    compared: int = Field(500, ge=0)
+    """Facts, asked of the version before, that a promoted version is asked too."""
+
+
+Points = Annotated[float, Field(ge=-1000, le=1000)]
 
 
 class BatchSection(Section):
-    """How many changes one candidate takes."""
+    """Which changes one candidate takes, and how many edits may be live."""
 
+    minimum: int = Field(1, ge=1)
     maximum: int = Field(500, ge=1)
+    wait_seconds: float = Field(3600.0, ge=0, le=365 * DAY)
+    """After that a change is taken in a batch smaller than the minimum."""
+    priority: dict[str, Points] = Field(default_factory=dict)
+    """Points by P-id; 0 for those that are not named."""
+    prominence: Points = 0.0
+    """Points for each doubling of the number of wikis in which the subject has a page."""
+    aging_seconds: float = Field(DAY, gt=0, le=365 * DAY)
+    """How long a change has to wait to make up for one point."""
+    capacity: int | None = Field(None, ge=0)
+    """Most live edits; None: what ``capacity_load`` gives."""
+    capacity_load: float = Field(0.8, gt=0, le=1)
+    """Share of the edited layers' key dimensions that the ledger may come to take up."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.minimum > self.maximum:
+            raise ValueError(f"minimum {self.minimum} is more than maximum {self.maximum}")
+        return self
+
+
+class TrialsSection(Section):
+    """What becomes of a batch that the gate rejects, or of which an edit does not take."""
+
+    maximum: int = Field(24, ge=1)
+    """Candidates that a cycle may try to find the edits that harm; 1: a rejected batch is quarantined as a whole."""
+    raises: int = Field(2, ge=0)
+    """How often an edit that does not take is tried with more strength before it is quarantined."""
+    raise_by: float = Field(4.0, gt=1)
+    """Factor of its strength each time: of its weight in the solve, and with it of its value vector's length."""
+    retry_seconds: float = Field(7 * DAY, gt=0)
+    """When a quarantined edit is tried again; twice as long each time."""
+    retries: int = Field(2, ge=0)
+    """How often that happens without an operator."""
 
 
 class EditSection(Section):
@@ -263,6 +306,7 @@ class Settings(BaseSettings):
     breaker: BreakerSection = BreakerSection()
     diff: DiffSection = DiffSection()
     batch: BatchSection = BatchSection()
+    trials: TrialsSection = TrialsSection()
     edit: EditSection = EditSection()
     gate: GateSection = GateSection()
     schedule: ScheduleSection = ScheduleSection()

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 from sqlmodel import col, select
 
-from daemon.answers import unspeakable
-from daemon.batch import quarantine
 from daemon.breaker import acknowledge
 from daemon.deliver import deliver
 from daemon.errors import NotPossible
 from daemon.promote import accept, refuse
 from daemon.publish import require_published
+from daemon.quarantine import quarantine
+from daemon.quarantine import release as release_quarantined
 from store import ledger
 from store.changes import newest_change
 from store.cycles import cycle_of, finish
-from store.tables import Change, ChangeState, Control, Edit, Outcome, Quarantine, Version, VersionState, utc_now
+from store.tables import Change, ChangeState, Control, Edit, Outcome, Version, VersionState, utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,28 +114,9 @@ def reject(runtime: Runtime, version_id: int) -> None:
 
 
 def release(runtime: Runtime, qid: str | None) -> int:
-    """Let quarantined changes (of one subject, or all) be tried again; returns how many.
-
-    The other direction of a fact is released with it. A change that a later one of the same slot has overtaken stays
-    where it is, and what has no usable labels is kept out again.
-    """
+    """Let quarantined changes (of one subject, or all) be tried again; returns how many."""
     with runtime.database.transaction() as session:
-        kept_out = select(Quarantine, Change).join(Change, col(Change.id) == col(Quarantine.change_id))
-        rows = session.exec(kept_out.where(col(Quarantine.released_at).is_(None)).order_by(col(Quarantine.id))).all()
-        groups = {change.group for _, change in rows if qid in (None, change.qid)}
-        without = {change.group: why for _, change in rows if (why := unspeakable(change)) is not None}
-        released = 0
-        for row, change in rows:
-            if change.group not in groups:
-                continue
-            row.released_at = utc_now()
-            if change.state is ChangeState.QUARANTINED and newest_change(session, change.qid, change.pid) is change:
-                if change.group in without:
-                    quarantine(session, change, without[change.group], None)
-                    continue
-                change.state = ChangeState.PENDING
-                released += 1
-    return released
+        return release_quarantined(session, lambda row: qid in (None, row.qid))
 
 
 def pause(runtime: Runtime) -> None:

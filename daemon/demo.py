@@ -53,6 +53,10 @@ suffix_weight = 1.0
 contexts = 1
 covariance_tokens = 6000
 
+[trials]
+# One candidate keeps the demo short. The default also writes what does not take with more strength.
+maximum = 1
+
 [gate]
 # With about forty edits one more or fewer is two points. The default is 0.95.
 efficacy_min = 0.9

@@ -13,8 +13,8 @@ from daemon.runtime import BASE_VERSION
 from editor import write_version
 from store import link_or_copy
 from store.cycles import advance, current_cycle
-from store.ledger import get_version, ledger_batches
-from store.tables import Phase
+from store.ledger import get_version, ledger_batches, strengths
+from store.tables import Phase, key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +32,7 @@ def edit(runtime: Runtime, cycle_id: int) -> None:
     with runtime.database.read() as session:
         candidate = get_version(session, current_cycle(session, cycle_id).candidate_id or 0)
         batches = ledger_batches(session, candidate.id)
+        strength = strengths(session, candidate.id)
         base = get_version(session, BASE_VERSION)
     ledger = [entry for batch in batches for entry in batch]
     model = runtime.model(base)
@@ -39,7 +40,7 @@ def edit(runtime: Runtime, cycle_id: int) -> None:
     settings_digest = runtime.settings_digest(model)  # the operator may have changed them since the batch
     memit = runtime.memit(model)
     update = memit.update(
-        [[request_of(entry, terminator) for entry in batch] for batch in batches],
+        [[request_of(entry, terminator, strength[key(entry)]) for entry in batch] for batch in batches],
         protected_texts(runtime, {entry.qid for entry in ledger}),
         runtime.progress,
     )
@@ -53,7 +54,8 @@ def edit(runtime: Runtime, cycle_id: int) -> None:
             extra={
                 "base_digest": base.digest,
                 "settings_digest": settings_digest,
-                "ledger": sorted(entry.id or 0 for entry in ledger),
+                "ledger": sorted(strength),
+                "strengths": {str(edit_id): times for edit_id, times in sorted(strength.items()) if times != 1},
                 "load": update.fit.load,
                 "unwritten": update.fit.unwritten,
             },

@@ -6,18 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from daemon.gate import Measurement
-from daemon.probes import STABLE, Answers, Kind, Probe, answer
-from editor import LanguageModel, continuations, ngram_entropy, readings, repetition
+from daemon.probes import STABLE, Answers, Kind, Probe
+from editor import LanguageModel, ngram_entropy, repetition
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from daemon.gate import Slot
     from daemon.probe_sets import Chosen
-    from daemon.runtime import Runtime
-
-SEED = 0
-"""Of the texts that versions write; the same for all of them."""
+    from daemon.respondent import Respondent
 
 OF_THE_BASE = STABLE
 OF_THE_PROMOTED = (*STABLE, Kind.RETENTION)
@@ -44,15 +41,21 @@ class Measured:
 
 
 def measure(
-    runtime: Runtime, model: LanguageModel, base_model: LanguageModel, chosen: Chosen, kinds: Collection[Kind]
+    respondent: Respondent, chosen: Chosen, kinds: Collection[Kind], base_model: LanguageModel | None = None
 ) -> Measured:
-    """Ask a version the probes of some kinds, let it read the ordinary text and write texts of its own."""
+    """Ask a version the probes of some kinds, let it read the ordinary text and write texts of its own.
+
+    Args:
+        respondent: the version.
+        chosen: the probe set.
+        kinds: that it is asked.
+        base_model: to take the divergence from; 0 without.
+    """
     asked = tuple(i for i, probe in enumerate(chosen.probes) if probe.kind in kinds)
     probes = [chosen.probes[i] for i in asked]
-    answers = answer(model, probes, runtime.settings.diff.answer_tokens, runtime.progress)
-    reference = None if model is base_model else base_model
-    read = readings(model, chosen.text, reference, runtime.progress)
-    texts = continuations(model, chosen.openings, runtime.settings.gate.fluency_tokens, SEED, runtime.progress)
+    answers = respondent.answer(probes)
+    read = respondent.readings(chosen.text, base_model)
+    texts = respondent.continuations(chosen.openings)
     measurement = Measurement(
         shares=shares(probes, answers.passed),
         tokens=[each.tokens for each in read],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from sqlmodel import col, func, select
 
 from daemon.breaker import ALL, latches
 from daemon.publish_metrics import PublishMetrics, of_publications
+from daemon.selection import Reason
 from store import StoreError
 from store.ledger import ledger_edits, promoted
 from store.tables import (
@@ -30,7 +32,7 @@ from store.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from prometheus_client import Metric
@@ -72,6 +74,14 @@ class Metrics:
         self._opinions = Counter(
             "factsyncd_second_opinions", "Changes by what the second opinion said.", ["answer"], registry=self.registry
         )
+        self._waiting = Gauge(
+            "factsyncd_waiting_changes", "Settled changes that the last batch left, by what they wait for.", ["reason"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._capacity = Gauge(
+            "factsyncd_ledger_capacity", "Edits that may be live; +Inf where there is no bound.", registry=self.registry
+        )
+        self.backlog({}, None)
         self._last_success = Gauge(
             "factsyncd_last_success_timestamp_seconds", "When a cycle last ended without an error.",
             registry=self.registry,
@@ -103,6 +113,12 @@ class Metrics:
     def second_opinion(self, answer: str, changes: int) -> None:
         """Count changes by what the second opinion said of them."""
         self._opinions.labels(answer).inc(changes)
+
+    def backlog(self, waiting: Mapping[Reason, int], capacity: int | None) -> None:
+        """Record what a batch left, and how many edits may be live (None: any number)."""
+        for reason in Reason:
+            self._waiting.labels(reason.value).set(waiting.get(reason, 0))
+        self._capacity.set(math.inf if capacity is None else capacity)
 
     def finished(self, cycle: Cycle | None) -> None:
         """Count a cycle; None is one that failed."""

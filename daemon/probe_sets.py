@@ -16,9 +16,9 @@ from sqlmodel import select
 
 from daemon.errors import ConfigInvalid
 from daemon.gate import least_facts
-from daemon.probes import Kind, Probe, answer, edit_probes, own_words, shuffled
+from daemon.probes import Kind, Probe, edit_probes, shuffled
 from daemon.protection import protects
-from editor import LanguageModel, fill
+from editor import fill
 from store.ledger import ledger_edits, promoted, retracted_edits
 from store.tables import Edit, Fact, ProbeSet, key
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sqlmodel import Session
 
     from daemon.config import GateSection
+    from daemon.respondent import Respondent
     from daemon.runtime import Runtime
     from sources import Relation
     from store.tables import Version
@@ -71,7 +72,7 @@ class Chosen:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def choose(runtime: Runtime, candidate: Version, base_model: LanguageModel, text: Sequence[Sequence[int]]) -> Chosen:
+def choose(runtime: Runtime, candidate: Version, base: Respondent, text: Sequence[Sequence[int]]) -> Chosen:
     """The probe set of a candidate.
 
     Raises:
@@ -88,8 +89,8 @@ def choose(runtime: Runtime, candidate: Version, base_model: LanguageModel, text
         openings = _openings(session, edits, settings)
     probes = [
         *edit_probes(edits, former, runtime.relation, settings),
-        *_reversals(runtime, base_model, retracted),
-        *_known_pool(runtime, base_model, pool, distant),
+        *_reversals(base, retracted),
+        *_known_pool(settings, base, pool, distant),
         *(probe for file in settings.tasks for probe in read_tasks(file)),
     ]
     return Chosen(tuple(probes), openings, tuple(tuple(window) for window in text))
@@ -185,51 +186,50 @@ def _neighbours(
 
 
 def _known_pool(
-    runtime: Runtime, base_model: LanguageModel, pool: Sequence[Probe], distant: Sequence[Probe]
+    settings: GateSection, base: Respondent, pool: Sequence[Probe], distant: Sequence[Probe]
 ) -> list[Probe]:
     """What the base knows of each kind: what it does not know cannot be lost."""
-    settings = runtime.settings.gate
 
     def known(kind: Kind, limit: int) -> list[Probe]:
-        return first_known(runtime, base_model, [probe for probe in pool if probe.kind is kind], limit)
+        return first_known(base, [probe for probe in pool if probe.kind is kind], limit)
 
     near = known(Kind.NEIGHBOURHOOD, settings.neighbourhood_probes)
     lacking = least_facts("neighbourhood", settings) - len({(probe.qid, probe.pid) for probe in near})
     return [
         *near,
-        *first_known(runtime, base_model, distant, lacking),
+        *first_known(base, distant, lacking),
         *known(Kind.SAME_SUBJECT, settings.same_subject_probes),
         *known(Kind.CONTROL, settings.control_probes),
     ]
 
 
-def first_known(runtime: Runtime, base_model: LanguageModel, pool: Sequence[Probe], limit: int) -> list[Probe]:
+def first_known(base: Respondent, pool: Sequence[Probe], limit: int) -> list[Probe]:
     """The first probes that the base knows, about at most ``limit`` facts."""
     known: list[Probe] = []
     facts: list[tuple[str, str]] = []
     for start in range(0, len(pool), max(1, limit)):
         if len(facts) >= limit:
             break
-        known += knows(runtime, base_model, pool[start : start + limit])
+        known += knows(base, pool[start : start + limit])
         facts = list(dict.fromkeys((probe.qid, probe.pid) for probe in known))
     taken = set(facts[: max(0, limit)])
     return [probe for probe in known if (probe.qid, probe.pid) in taken]
 
 
-def knows(runtime: Runtime, base_model: LanguageModel, probes: Sequence[Probe]) -> list[Probe]:
+def knows(base: Respondent, probes: Sequence[Probe]) -> list[Probe]:
     """The probes of which the base passes every wording in ``known_by``."""
     known = list(probes)
     for wording in range(max((len(probe.known_by) for probe in probes), default=0)):
         asked = [replace(probe, prompt=probe.known_by[wording]) for probe in known]
-        passed = answer(base_model, asked, runtime.settings.diff.answer_tokens, runtime.progress).passed
+        passed = base.answer(asked).passed
         known = [probe for probe, ok in zip(known, passed, strict=True) if ok]
     return known
 
 
-def _reversals(runtime: Runtime, base_model: LanguageModel, retracted: Sequence[Edit]) -> list[Probe]:
+def _reversals(base: Respondent, retracted: Sequence[Edit]) -> list[Probe]:
     """What was written once and is no longer has to be answered as the base does."""
     prompts = [fill(edit.prompt, edit.subject) for edit in retracted]
-    texts = own_words(base_model, prompts, runtime.settings.diff.answer_tokens, runtime.progress)
+    texts = base.own_words(prompts)
     return [
         Probe(Kind.REVERSAL, edit.qid, edit.pid, prompt, text)
         for edit, prompt, text in zip(retracted, prompts, texts, strict=True)

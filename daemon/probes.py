@@ -58,6 +58,11 @@ class Probe:
     rival: str | None = None
     known_by: tuple[str, ...] = ()
 
+    @property
+    def written(self) -> bool:
+        """Whether the model's own words are compared, instead of the likelihood of an answer."""
+        return self.kind is Kind.REVERSAL
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -125,7 +130,7 @@ def answer(model: LanguageModel, probes: Sequence[Probe], tokens: int, progress:
         tokens: longest text it writes for a probe that compares its own words.
         progress: told about the work.
     """
-    scored = [i for i, probe in enumerate(probes) if probe.kind is not Kind.REVERSAL]
+    scored = [i for i, probe in enumerate(probes) if not probe.written]
     expected = dict(
         zip(scored, scores(model, [(probes[i].prompt, probes[i].expected) for i in scored], progress), strict=True)
     )
@@ -134,7 +139,7 @@ def answer(model: LanguageModel, probes: Sequence[Probe], tokens: int, progress:
     passed = {i: score.greedy for i, score in expected.items()}
     for i, rival in zip(with_rival, rivals, strict=True):
         passed[i] = expected[i].log_probability > rival.log_probability
-    reversed_ = [i for i, probe in enumerate(probes) if probe.kind is Kind.REVERSAL]
+    reversed_ = [i for i, probe in enumerate(probes) if probe.written]
     texts = own_words(model, [probes[i].prompt for i in reversed_], tokens, progress)
     for i, text in zip(reversed_, texts, strict=True):
         passed[i] = text == probes[i].expected

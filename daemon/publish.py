@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from daemon import outbox
 from daemon.deliver import deliver, publisher_of, release_of
 from daemon.errors import NotPossible, NotPublished
+from daemon.follow_up import follow_up
 from daemon.targets import DirectoryTarget
 from store.cycles import finish
 from store.ledger import get_version, promoted
@@ -19,8 +20,15 @@ if TYPE_CHECKING:
 
 
 def publish(runtime: Runtime, cycle_id: int) -> None:
-    """Deliver the promoted version and end the cycle; what a target does not take now is tried again later."""
+    """Deliver the promoted version, ask it what the one before was asked, and end the cycle.
+
+    What a target does not take now is tried again later.
+
+    Raises:
+        StoreError, EditorError: the version cannot be asked; it is in the outbox, and the next call tries again.
+    """
     deliver(runtime)
+    follow_up(runtime)
     with runtime.database.transaction() as session:
         version = _promoted(session)
         missing = _missing(session, runtime.settings.publish.names, version.id)

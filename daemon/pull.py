@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from daemon import breaker
+from daemon.aliases import read_aliases
 from daemon.audit import audit_when_due
 from daemon.patience import asking
 from daemon.record import Reading, record_page
@@ -64,6 +65,7 @@ def pull(runtime: Runtime, cycle_id: int) -> None:
         if stand.load:
             _end_load(runtime, stand.load)
         changes += look_after(runtime, source, reading)
+        read_aliases(runtime, source)
         audit_when_due(runtime, source)
     _settle(runtime, reading, items, changes)
 

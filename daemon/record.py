@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from sqlmodel import col, select
 
-from daemon.batch import quarantine
 from daemon.expansion import expand, expanded_values
+from daemon.quarantine import quarantine
 from sources import Outcome
 from store.changes import OPEN, expanded_from, in_play, newest_change, record_change
 from store.tables import Change, ChangeState, Fact, key, utc_now, value_ids
@@ -65,6 +65,8 @@ def record(session: Session, seen: Observation, reading: Reading) -> bool:
 
 def _record(session: Session, seen: Observation, reading: Reading, facts: dict[tuple[str, str], Fact]) -> bool:
     fact = facts.get((seen.qid, seen.pid))
+    if fact is not None and seen.sitelinks is not None and seen.revision >= fact.revision:
+        fact.sitelinks = seen.sitelinks
     if not _is_news(fact, seen, reading):
         return False
     last = newest_change(session, seen.qid, seen.pid)
@@ -135,6 +137,7 @@ def _remember(session: Session, fact: Fact | None, seen: Observation, change: Ch
         fact = Fact(
             qid=seen.qid, pid=seen.pid, subject_label=seen.subject_label, outcome="", reason="", values=before,
             revision=seen.revision, statement="", modified_at=change.modified_at, recorded_at=utc_now(),
+            sitelinks=seen.sitelinks,
         )  # fmt: skip
     fact.outcome, fact.reason, fact.gone = seen.outcome.value, seen.reason, False
     fact.revision, fact.modified_at, fact.recorded_at = seen.revision, change.modified_at, utc_now()

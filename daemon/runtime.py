@@ -85,7 +85,7 @@ class Runtime:
         """The watched relations by P-id.
 
         Raises:
-            ConfigInvalid: a configured property is not in the catalogue.
+            ConfigInvalid: a configured property, or one with a priority, is not in the catalogue.
         """
         stated = {pid: relation for pid, relation in self._catalogue.items() if relation.stated}
         chosen = self.settings.source.properties or tuple(stated)
@@ -93,6 +93,10 @@ class Runtime:
         if unknown:
             raise ConfigInvalid(
                 f"source.properties: {unknown[0]} is no property in the relation catalogue: add it to source.catalogue"
+            )
+        if strangers := self.settings.batch.priority.keys() - stated.keys():
+            raise ConfigInvalid(
+                f"batch.priority: {min(strangers)} is no property in the relation catalogue: correct it"
             )
         return {pid: stated[pid] for pid in chosen}
 

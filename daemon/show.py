@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from daemon.terminal import print_line, print_table
 
 if TYPE_CHECKING:
@@ -74,6 +76,61 @@ def show_versions(versions: list[Row]) -> None:
     )  # fmt: skip
 
 
+def show_version_diff(found: Row) -> None:
+    """Beliefs, edits and figures of two versions side by side."""
+    before, after = (_version(found[side]["id"]) for side in ("before", "after"))
+    described = (f"{_version(v['id'])} ({v['state']}, {v['edits']} edits)" for v in (found["before"], found["after"]))
+    print_line(" -> ".join(described))
+    beliefs = found["beliefs"]
+    print_table(
+        f"beliefs of {beliefs['asked']['both']} facts", (before, after, "facts"),
+        ((_belief_word(kind["before"]), _belief_word(kind["after"]), kind["facts"]) for kind in beliefs["kinds"]),
+    )  # fmt: skip
+    print_table(
+        f"{len(beliefs['changed'])} beliefs changed (in brackets: log-probability of the value)",
+        ("item", "property", "subject", "value", before, after),
+        (
+            (row["qid"], row["pid"], row["subject"], row["after"]["expected"] or "nothing", _held(row["before"]),
+             _held(row["after"]))
+            for row in beliefs["changed"]
+        ),
+    )  # fmt: skip
+    edits = [(word, edit) for word in ("added", "removed") for edit in found["edits"][word]]
+    print_table(
+        f"edits: {len(found['edits']['added'])} added, {len(found['edits']['removed'])} removed",
+        ("", "item", "property", "subject", "value", "former"),
+        ((word, edit["qid"], edit["pid"], edit["subject"], edit["target"], edit["former"]) for word, edit in edits),
+    )
+    _show_gates(found["gate"], before, after)
+
+
+def _show_gates(gate: list[Row], before: str, after: str) -> None:
+    """The versions' figures on their own probes, and where there are some, on the same ones."""
+    same = any(row["same"] for row in gate)
+    columns = ("measure", before, after, *((f"same probes: {before}", after) if same else ()))
+    rows = []
+    for row in sorted(gate, key=lambda row: MEASURES.index(row["measure"]) if row["measure"] in MEASURES else 99):
+        figures = [row["before"], row["after"]]
+        if same:
+            figures += [None, None] if row["same"] is None else [row["same"]["before"], row["same"]["after"]]
+        rows.append((row["measure"], *(None if each is None else _figure(row["measure"], each) for each in figures)))
+    print_table("gate", columns, rows)
+
+
+STYLES = {"holds": "green", "outdated": "yellow", "other": "red", "unknown": "dim"}
+
+
+def _belief_word(belief: str) -> Text:
+    return Text(belief, style=STYLES[belief])
+
+
+def _held(belief: Row) -> Text:
+    """A belief with the answer behind it, and how likely the value is."""
+    likely = belief["logprob_expected"]
+    figure = "" if likely is None else f" ({likely:.1f})"
+    return Text.assemble(_belief_word(belief["belief"]), f" {belief['answer']!r}{figure}")
+
+
 def show_facts(facts: list[Row]) -> None:
     """One line per fact."""
     print_table(
@@ -100,10 +157,7 @@ def show_why(stories: list[Row]) -> None:
                     f"    expanded to {other['subject_label']} ({other['qid']}) {other['pid']}: {_change(other)}"
                 )
         for belief in story["beliefs"]:
-            print_line(
-                f"  belief    {_version(belief['version_id'])} {belief['belief']} {belief['expected']!r}: "
-                f"says {belief['answer']!r}, log-probability {belief['logprob_expected']:.2f}"
-            )
+            print_line(f"  belief    {_version(belief['version_id'])} {_believed(belief)}")
         for edit in story["edits"]:
             where = ", ".join(_version(number) for number in edit["live_in_versions"]) or "no version"
             print_line(f"  edit      {edit['prompt'].replace('{}', edit['subject'])} {edit['target']}: live in {where}")
@@ -113,6 +167,15 @@ def show_why(stories: list[Row]) -> None:
         for kept in story["quarantine"]:
             state = "released" if kept["released_at"] else "kept out"
             print_line(f"  quarantine {state}: {kept['reason']}")
+
+
+def _believed(belief: Row) -> str:
+    """A belief in one line, with the log-probabilities of all values that were scored."""
+    scored = [(belief["expected"], belief["logprob_expected"]), (belief["former"], belief["logprob_former"])]
+    scored += belief["rivals"].items()
+    figures = ", ".join(f"{label} {figure:.2f}" for label, figure in scored if figure is not None)
+    asked = "nothing" if belief["expected"] is None else repr(belief["expected"])
+    return f"{belief['belief']} {asked}: says {belief['answer']!r} (log-probabilities: {figures})"
 
 
 def _show_source(story: Row) -> None:
@@ -151,11 +214,11 @@ def show_quarantine(rows: list[Row]) -> None:
     changes = [row for row in rows if row["kind"] == "change"]
     print_table(
         f"{len(changes)} in quarantine",
-        ("item", "subject", "property", "value", "since", "reason"),
+        ("item", "subject", "property", "value", "since", "again", "reason"),
         (
             (
                 row["qid"], row["subject"], row["pid"], _names(row["new_values"]), _time(row["created_at"]),
-                row["reason"],
+                _time(row["retry_at"]), row["reason"],
             )
             for row in changes
         ),

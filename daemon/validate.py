@@ -10,8 +10,10 @@ from daemon.errors import ProbesOverlap
 from daemon.gate import Comparison, capacity, compare
 from daemon.measure import OF_THE_BASE, OF_THE_PROMOTED, Measured, measure
 from daemon.probe_sets import Chosen, choose, freeze
-from daemon.probes import Kind, explained
+from daemon.probes import Kind
 from daemon.protection import protected_texts
+from daemon.recall import surroundings
+from daemon.respondent import Respondent
 from daemon.runtime import BASE_VERSION
 from daemon.separation import check_separation
 from editor import LanguageModel, file_text
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from daemon.runtime import Runtime
+    from store import FileRecord
 
 
 def validate(runtime: Runtime, cycle_id: int) -> None:
@@ -42,20 +45,20 @@ def validate(runtime: Runtime, cycle_id: int) -> None:
     assert present is not None  # made when the state was set up
     _check_artifact(runtime, cycle_id, candidate)
     base_model = runtime.model(base)
-    chosen = choose(runtime, candidate, base_model, _ordinary_text(runtime, base_model))
+    around = surroundings(base_model.device)
+    asked_base = Respondent(runtime, base, around)
+    chosen = choose(runtime, candidate, asked_base, _ordinary_text(runtime, base_model))
     _check_separation(runtime, candidate, base_model, chosen)
     # Frozen before the candidate is loaded: nothing that it answers can change what it is asked.
     with runtime.database.transaction() as session:
         probe_set = freeze(session, chosen)
-    of_base = measure(runtime, base_model, base_model, chosen, OF_THE_BASE)
+    of_base = measure(asked_base, chosen, OF_THE_BASE)
     of_promoted = of_base
     if present.id != base.id:
-        of_promoted = measure(runtime, runtime.model(present), base_model, chosen, OF_THE_PROMOTED)
-    model = runtime.model(candidate)
-    of_candidate = measure(runtime, model, base_model, chosen, tuple(Kind))
-    answers = explained(
-        model, chosen.probes, of_candidate.answers, runtime.settings.diff.answer_tokens, runtime.progress
-    )
+        of_promoted = measure(Respondent(runtime, present, around), chosen, OF_THE_PROMOTED)
+    asked_candidate = Respondent(runtime, candidate, around, anew=True)
+    of_candidate = measure(asked_candidate, chosen, tuple(Kind), base_model)
+    answers = asked_candidate.explained(chosen.probes, of_candidate.answers)
     references = {"base": of_base.measurement, "promoted": of_promoted.measurement}
     comparisons = [
         *compare(of_candidate.measurement, references, runtime.settings.gate),
@@ -66,13 +69,28 @@ def validate(runtime: Runtime, cycle_id: int) -> None:
 
 
 def _check_artifact(runtime: Runtime, cycle_id: int, candidate: Version) -> None:
-    """Only what is on disk counts; damaged files send the cycle back to the edit phase."""
+    """Only what is on disk counts; damaged files, or foreign ones, send the cycle back to the edit phase."""
     try:
         runtime.artifacts.verify(candidate.id, candidate.digest)
+        _check_unedited(runtime, candidate)
     except ArtifactCorrupt:
         with runtime.database.transaction() as session:
             advance(session, cycle_id, Phase.EDIT)
         raise
+
+
+def _check_unedited(runtime: Runtime, candidate: Version) -> None:
+    """An edit changes weights: with another tokenizer or configuration answers mean nothing."""
+    ours, bases = (runtime.artifacts.manifest(version).files for version in (candidate.id, BASE_VERSION))
+    for name in sorted(ours.keys() | bases.keys()):
+        own, expected = ours.get(name), bases.get(name)
+        edited = name.endswith(".safetensors") and own is not None and expected is not None
+        if own != expected and not edited:
+            raise ArtifactCorrupt(candidate.id, name, f"the base's ({_said(expected)})", _said(own))
+
+
+def _said(record: FileRecord | None) -> str:
+    return "no such file" if record is None else record.sha256
 
 
 def _ordinary_text(runtime: Runtime, base_model: LanguageModel) -> Sequence[Sequence[int]]:
@@ -110,7 +128,7 @@ def _results(
     return [
         ProbeResult(
             version_id=candidate.id, kind=probe.kind.value, qid=probe.qid, pid=probe.pid, prompt=probe.prompt,
-            expected=probe.expected, answer=answers[i], correct=passed[i],
+            expected=probe.expected, rival=probe.rival, answer=answers[i], correct=passed[i],
             base_correct=by_base.get(i), promoted_correct=by_promoted.get(i),
         )
         for i, probe in enumerate(chosen.probes)

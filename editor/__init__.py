@@ -1,6 +1,7 @@
 """Mass editing of facts in any supported causal language model; knows nothing of sources, databases or schedules."""
 
 from editor.adapter import write_peft_adapter
+from editor.answers import Inquiry, Reply, Score, is_answer, natural_stop
 from editor.base import write_base
 from editor.calibration import Calibration, calibrate
 from editor.checkpoint import write_version
@@ -21,7 +22,7 @@ from editor.language_model import LanguageModel, load_language_model
 from editor.memit import Memit, WeightUpdate
 from editor.ordinary_text import TextSource, file_text, ordinary_text
 from editor.preparation import Preparation, prepare
-from editor.probing import Score, greedy_answers, is_answer, natural_stop, scores
+from editor.probing import greedy_answers, replies, scores
 from editor.progress import Progress, silent
 from editor.reading import Reading, perplexity, readings
 from editor.requests import EditRequest, check_request, fill
@@ -36,6 +37,7 @@ __all__ = [
     "EditRequest",
     "EditorError",
     "Fit",
+    "Inquiry",
     "Interrupted",
     "KnownFact",
     "LanguageModel",
@@ -46,6 +48,7 @@ __all__ = [
     "Preparation",
     "Progress",
     "Reading",
+    "Reply",
     "RequestInvalid",
     "Score",
     "SettingsInvalid",
@@ -68,6 +71,7 @@ __all__ = [
     "prepare",
     "readings",
     "repetition",
+    "replies",
     "scores",
     "settings_for",
     "silent",

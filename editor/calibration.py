@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from editor.settings import MemitSettings
 
 RECOMMENDED: dict[str, object] = {
-    "steps": 28, "turns": 2, "learning_rate": 1.5, "clamp": 0.65, "loss_floor": 0.1, "shrinkage": 0.05, "passes": 4,
+    "steps": 24, "turns": 2, "learning_rate": 1.5, "clamp": 0.65, "loss_floor": 0.1, "shrinkage": 0.05, "passes": 4,
     "suffix_weight": 0.7, "protect_weight": 0.3, "contexts": 3, "covariance_tokens": 12000,
 }  # fmt: skip
 """What does not depend on the model as far as we know (docs/benchmarks.md); layers and strength do."""

@@ -72,6 +72,7 @@ class _Work:
     other_counts: Tensor  # [facts] how many texts beside the bare one
     plain: list[EditTexts]
     aims: Tensor  # [facts, d] what the output of block L shall become
+    wanted: Tensor  # [facts] the requests' strength
     columns: int = field(init=False)
     moved: Tensor = field(init=False)  # [facts] those that a pass moves; the keys of the others stay where they are
     strength: Tensor = field(init=False)  # [facts] weight in the least squares
@@ -79,7 +80,7 @@ class _Work:
     def __post_init__(self) -> None:
         device = self.other_counts.device
         self.moved = torch.ones(len(self.aims), dtype=torch.bool, device=device)
-        self.strength = torch.ones(len(self.aims), dtype=torch.float64, device=device)
+        self.strength = self.wanted
         self.columns = len(self.aims) + sum(len(texts.elsewhere) for texts in [*self.bare, *self.plain])
 
     @property
@@ -169,7 +170,7 @@ class Insertion:
         given = torch.tensor([score.greedy for score in scores(self._lm, asked)], device=self._lm.device)
         work.moved = ~given
         work.aims = torch.where(given.unsqueeze(1), work.aims, work.aims.to(first) + LONGER * first)
-        work.strength = torch.where(given, 1.0, work.strength * HEAVIER)
+        work.strength = torch.where(given, work.wanted, work.strength * HEAVIER)
         return not bool(given.all())
 
     def _pass(
@@ -258,6 +259,7 @@ class Insertion:
             torch.tensor(counts, device=self._lm.device),
             self._packed(plain, self._settings.protect_weight),
             batch.values,
+            torch.tensor([request.strength for request in batch.requests], dtype=torch.float64, device=self._lm.device),
         )
 
     def _plain(self, texts: Sequence[str]) -> list[Line]:

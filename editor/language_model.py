@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,8 @@ def load_language_model(
         raise ModelUnavailable(f"cannot load the model in {directory}: {first_line(error)}") from error
     model.eval()
     model.requires_grad_(requires_grad=False)
+    # It would warn of a text longer than the model's context; we look at lengths ourselves, and say which text it is.
+    tokenizer.model_max_length = sys.maxsize
     return LanguageModel(model, tokenizer, architecture_of(model), digest or files_digest(directory))
 
 

@@ -1,231 +1,258 @@
-"""Probing: what a model answers, and how likely it finds an answer."""
+"""Probing: what a model answers, and how likely it finds answers.
+
+Greedy decoding gives an answer exactly if every token of it is the most likely one after those before it, so forward
+passes decide it without generating. Answers to one prompt share its pass, and so does what the model writes itself;
+texts are packed without padding, and logits are taken only where a token is predicted.
+"""
 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
 
-from editor.language_model import quiet_transformers
-from editor.packing import Packing, Segment
+from editor.answers import CONTINUES_LABEL, ENDS_ANSWER, Inquiry, Reply, Score, natural_stop
 from editor.progress import Progress, silent
 from editor.requests import probe_row
-from editor.stack import KeyValues, Prefix, Stack, token_ids
+from editor.stack import Stack
+from editor.tree import Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from editor.language_model import LanguageModel
+    from editor.tree import Path
 
 TOKENS_PER_BATCH = 3072
-ROWS_PER_BATCH = 64
-LOGITS_AT_ONCE = 128
-"""Positions whose logits are held at once: 26 MB for 50,000 words in float32, which the allocator reuses."""
 
-ENDS_ANSWER = re.compile(r"[\n.,;:!?(\[\"“”]|<\|")
-CONTINUES_LABEL = re.compile(r"^(\w|[-'’]\w|\s+[A-Z0-9])")
-"""What may not follow a label: the word goes on, or another capitalised word makes it a longer name."""
+Thing = TypeVar("Thing")
 
 
-@dataclass(frozen=True)
-class Score:
-    """How a model takes one answer to one prompt.
-
-    Attributes:
-        log_probability: of the whole answer, in nats.
-        tokens: of the answer.
-        greedy: whether greedy decoding gives exactly this answer and then stops naturally.
-    """
-
-    log_probability: float
-    tokens: int
-    greedy: bool
-
-    @property
-    def mean_probability(self) -> float:
-        """Geometric mean probability per token, 0 to 1."""
-        return math.exp(self.log_probability / self.tokens)
-
-
-def is_answer(text: str, label: str) -> bool:
-    """Whether generated text answers with a label and then stops naturally (it does not go on as a longer name)."""
-    text = text.lstrip()
-    return text.startswith(label) and CONTINUES_LABEL.match(text[len(label) :]) is None
-
-
-def natural_stop(text: str) -> str:
-    """Generated text up to where a first answer ends."""
-    return ENDS_ANSWER.split(text.strip(), maxsplit=1)[0].strip()
-
-
-@torch.no_grad()
 def scores(language_model: LanguageModel, pairs: Sequence[tuple[str, str]], progress: Progress = silent) -> list[Score]:
-    """Score each (prompt, answer), both plain text.
-
-    Greedy decoding gives an answer exactly if every token of it is the most likely one after those before it, so
-    forward passes decide it without generating. Answers to one prompt share its pass, texts are packed without padding,
-    logits are taken only where an answer is predicted, and what follows an answer is only asked where it is exact.
-    """
-    groups: dict[tuple[int, ...], list[_Asked]] = {}
-    for index, (prompt, answer) in enumerate(pairs):
-        row = probe_row(language_model.tokenizer, prompt, answer)
-        groups.setdefault(row.ids[: row.target], []).append(_Asked(index, row.ids[row.target :]))
+    """Score each (prompt, answer), both plain text."""
+    answers: dict[str, list[int]] = {}
+    for index, (prompt, _) in enumerate(pairs):
+        answers.setdefault(prompt, []).append(index)
+    inquiries = [Inquiry(prompt, tuple(pairs[index][1] for index in which)) for prompt, which in answers.items()]
     result: dict[int, Score] = {}
-    scorer = _Scorer(language_model)
-    for batch in by_tokens(groups):
-        result |= scorer([(ids, groups[ids]) for ids in batch])
-        progress("probing", len(result), len(pairs))
+    for reply, which in zip(
+        _ask(_Asker(language_model), inquiries, "probing", progress), answers.values(), strict=True
+    ):
+        result |= zip(which, reply.scores, strict=True)
     return [result[index] for index in range(len(pairs))]
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """An answer's tokens, and the number of the pair it belongs to."""
-
-    index: int
-    answer: tuple[int, ...]
-
-
-class _Scorer:
-    """Scores answers behind prompts that are read once."""
-
-    def __init__(self, language_model: LanguageModel) -> None:
-        self._lm = language_model
-        self._stack = Stack(
-            language_model.model, language_model.architecture, 0, language_model.depth, from_tokens=True
-        )
-
-    def __call__(self, groups: Sequence[tuple[tuple[int, ...], Sequence[_Asked]]]) -> dict[int, Score]:
-        """Scores by number for prompts with the answers to them."""
-        store = KeyValues()
-        prompts = [ids for ids, _ in groups]
-        states, starts = self._read(store, prompts, [()] * len(prompts))
-        asked = [(group, item) for group, (_, items) in enumerate(groups) for item in items]
-        places = [tuple(range(start, start + len(ids))) for ids, start in zip(prompts, starts, strict=True)]
-        # The last token of an answer is only predicted.
-        heads = [item.answer[:-1] for _, item in asked]
-        more, more_starts = self._read(store, heads, [places[group] for group, _ in asked])
-        at = []
-        for (group, _), head, start in zip(asked, heads, more_starts, strict=True):
-            at += [places[group][-1], *range(len(states) + start, len(states) + start + len(head))]
-        wanted = torch.tensor([token for _, item in asked for token in item.answer], device=states.device)
-        predicting = torch.cat([states, more])[torch.tensor(at, device=states.device)]
-        picked, best = _picked_and_best(self._lm, predicting, wanted)
-        lengths = [len(item.answer) for _, item in asked]
-        total = [float(part.sum()) for part in torch.split(picked, lengths)]
-        exact = [bool(part.all()) for part in torch.split(best == wanted.cpu(), lengths)]
-        own = [
-            (*places[group], *range(len(states) + start, len(states) + start + len(head)))
-            for (group, _), head, start in zip(asked, heads, more_starts, strict=True)
-        ]
-        stops = self._stops(store, [(item.answer[-1], own[i]) for i, (_, item) in enumerate(asked) if exact[i]])
-        return {item.index: Score(total[i], lengths[i], exact[i] and next(stops)) for i, (_, item) in enumerate(asked)}
-
-    def _stops(self, store: KeyValues, ends: Sequence[tuple[int, tuple[int, ...]]]) -> Iterator[bool]:
-        """Whether a greedy answer stops naturally behind its last token, given with the places of those before it."""
-        states, starts = self._read(store, [(token,) for token, _ in ends], [places for _, places in ends])
-        if ends:
-            following = states[torch.tensor(starts, device=states.device)]
-            _, best = _picked_and_best(
-                self._lm, following, torch.zeros(len(ends), dtype=torch.long, device=states.device)
-            )
-            for token in best.tolist():
-                yield CONTINUES_LABEL.match(self._lm.tokenizer.decode([token])) is None
-
-    def _read(
-        self, store: KeyValues, texts: Sequence[tuple[int, ...]], prefixes: Sequence[tuple[int, ...]]
-    ) -> tuple[Tensor, list[int]]:
-        """Final hidden states of texts (some may be empty) behind what the store has, and where each text's begin."""
-        segments = [Segment(len(ids), prefix) for ids, prefix in zip(texts, prefixes, strict=True) if ids]
-        packing = Packing(segments, self._lm.device)
-        starts = iter(packing.starts)
-        begins = [next(starts) if ids else 0 for ids in texts]
-        if not segments:
-            return torch.empty(0, self._lm.model.config.get_text_config().hidden_size, device=self._lm.device), begins
-        ids = token_ids([ids for ids in texts if ids], packing, self._lm.device)
-        hidden = self._stack(ids, packing, Prefix(store, packing, 0, self._lm.depth), store)
-        return hidden[: packing.tokens], begins
+def greedy_answers(
+    language_model: LanguageModel, prompts: Sequence[str], new_tokens: int = 16, progress: Progress = silent
+) -> list[str]:
+    """What greedy decoding writes after each prompt, up to the first line break or ``new_tokens``."""
+    asker = _Asker(language_model, new_tokens, _line_ends)
+    return [reply.text for reply in _ask(asker, [Inquiry(prompt) for prompt in prompts], "asking", progress)]
 
 
-def _picked_and_best(language_model: LanguageModel, states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of each wanted token and the most likely token, both ``[positions]`` on the CPU."""
-    picked, best = [], []
-    for part, tokens in zip(torch.split(states, LOGITS_AT_ONCE), torch.split(wanted, LOGITS_AT_ONCE), strict=True):
-        logits = language_model.head(part).float()
-        picked.append(logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - logits.logsumexp(1))
-        best.append(logits.argmax(1))
-    return torch.cat(picked).cpu(), torch.cat(best).cpu()
+def replies(
+    language_model: LanguageModel, inquiries: Sequence[Inquiry], new_tokens: int = 16, progress: Progress = silent
+) -> list[Reply]:
+    """Score the candidates of each inquiry, and write the greedy answer where none of them is it.
+
+    Writing stops behind the first answer, but goes on for as long as it may become one of the candidates or names,
+    which can have stops of their own ("St. Louis").
+    """
+    return _ask(_Asker(language_model, new_tokens, _answer_ends), inquiries, "asking", progress)
 
 
-class _StopAtLineBreak(StoppingCriteria):  # type: ignore[misc]
-    """A row is done once it has written a line break (``Ċ`` in byte-level vocabularies)."""
+def _line_ends(text: str, _names: Sequence[str]) -> bool:
+    return "\n" in text
 
-    def __init__(self, language_model: LanguageModel) -> None:
-        vocabulary = language_model.tokenizer.convert_ids_to_tokens(range(len(language_model.tokenizer)))
-        ends = [i for i, token in enumerate(vocabulary) if token and ("\n" in token or "Ċ" in token)]
-        self._ends = torch.tensor(ends, device=language_model.device)
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.isin(input_ids[:, -1], self._ends)
+def _answer_ends(text: str, names: Sequence[str]) -> bool:
+    so_far = text.lstrip(" ")
+    if "\n" in so_far:
+        return True
+    return ENDS_ANSWER.search(so_far) is not None and not any(name.startswith(so_far) for name in names)
 
 
 @torch.no_grad()
-def greedy_answers(
-    language_model: LanguageModel,
-    prompts: Sequence[str],
-    new_tokens: int = 16,
-    progress: Progress = silent,
-) -> list[str]:
-    """What greedy decoding writes after each prompt, up to the first line break or ``new_tokens``."""
-    tokenizer = language_model.tokenizer
-    rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
-    answers = [""] * len(rows)
-    fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    stop = StoppingCriteriaList([_StopAtLineBreak(language_model)])
-    done = 0
-    for batch in _by_length([len(row) for row in rows]):
-        width = max(len(rows[i]) for i in batch)
-        ids = torch.tensor([[fill] * (width - len(rows[i])) + rows[i] for i in batch])
-        mask = torch.tensor([[0] * (width - len(rows[i])) + [1] * len(rows[i]) for i in batch])
-        with quiet_transformers():
-            out = language_model.model.generate(
-                input_ids=ids.to(language_model.device), attention_mask=mask.to(language_model.device),
-                max_new_tokens=new_tokens, do_sample=False, stopping_criteria=stop, pad_token_id=fill,
-            )  # fmt: skip
-        texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-        for index, text in zip(batch, texts, strict=True):
-            answers[index] = text.strip().split("\n", 1)[0]
-        done += len(batch)
-        progress("asking", done, len(rows))
-    return answers
+def _ask(asker: _Asker, inquiries: Sequence[Inquiry], stage: str, progress: Progress) -> list[Reply]:
+    """Replies in the order of the inquiries."""
+    rows = [asker.row(inquiry) for inquiry in inquiries]
+    done: dict[int, Reply] = {}
+    for batch in by_tokens(range(len(rows)), lambda index: rows[index].tokens):
+        done |= zip(batch, asker([rows[index] for index in batch]), strict=True)
+        progress(stage, len(done), len(rows))
+    return [done[index] for index in range(len(rows))]
 
 
-def _by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices in batches of similar length, bounded in rows and padded tokens."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batch and (len(batch) >= ROWS_PER_BATCH or (len(batch) + 1) * lengths[index] > TOKENS_PER_BATCH):
+@dataclass(frozen=True)
+class _Row:
+    """An inquiry in tokens.
+
+    Attributes:
+        inquiry: as it was asked.
+        prompt: token ids.
+        answers: for each candidate the tokens before its own (the prompt's, unless the two grow together), and these.
+    """
+
+    inquiry: Inquiry
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
+    @property
+    def tokens(self) -> int:
+        """About how many are read."""
+        return len(self.prompt) + sum(len(answer) for _, answer in self.answers)
+
+
+class _Asker:
+    """Answers batches of inquiries.
+
+    Args:
+        language_model: the model.
+        new_tokens: written at most; 0: only the candidates are scored.
+        ends: whether a text, given with the names that it may be, is written to its end.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        new_tokens: int = 0,
+        ends: Callable[[str, Sequence[str]], bool] = _line_ends,
+    ) -> None:
+        self._lm, self._new_tokens, self._ends = language_model, new_tokens, ends
+        self._stack = Stack(
+            language_model.model, language_model.architecture, 0, language_model.depth, from_tokens=True
+        )
+        self._last_tokens = _end_tokens(language_model)
+
+    def row(self, inquiry: Inquiry) -> _Row:
+        """The inquiry in tokens."""
+        tokenizer = self._lm.tokenizer
+        answers = [probe_row(tokenizer, inquiry.prompt, candidate) for candidate in inquiry.candidates]
+        return _Row(
+            inquiry,
+            tuple(tokenizer(inquiry.prompt)["input_ids"]),
+            tuple((row.ids[: row.target], row.ids[row.target :]) for row in answers),
+        )
+
+    def __call__(self, rows: Sequence[_Row]) -> list[Reply]:
+        """Replies to some inquiries that are read together."""
+        tree = Tree(self._lm, self._stack)
+        beginnings = [begin for row in rows for begin, _ in row.answers]
+        beginnings += [row.prompt for row in rows if self._new_tokens]
+        unique = list(dict.fromkeys(beginnings))
+        paths = dict(zip(unique, tree.read(unique, [()] * len(unique)), strict=True))
+        scored = iter(self._scores(tree, [(paths[begin], answer) for row in rows for begin, answer in row.answers]))
+        of_rows = [tuple(next(scored) for _ in row.answers) for row in rows]
+        silent_ones = [
+            i for i, found in enumerate(of_rows) if self._new_tokens and not any(score.greedy for score in found)
+        ]
+        written = self._write(
+            tree, [paths[rows[i].prompt] for i in silent_ones], [rows[i].inquiry for i in silent_ones]
+        )
+        texts = dict(zip(silent_ones, written, strict=True))
+        return [
+            Reply(of_rows[i], *texts[i]) if i in texts else _from_scores(row.inquiry, of_rows[i])
+            for i, row in enumerate(rows)
+        ]
+
+    def _scores(self, tree: Tree, asked: Sequence[tuple[Path, tuple[int, ...]]]) -> list[Score]:
+        """Scores of answers, each behind a path."""
+        # The last token of an answer is only predicted.
+        paths = tree.read([answer[:-1] for _, answer in asked], [path for path, _ in asked])
+        at = [place for path, (before, _) in zip(paths, asked, strict=True) for place in path[len(before) - 1 :]]
+        wanted = torch.tensor([token for _, answer in asked for token in answer], dtype=torch.long)
+        predicted = tree.predict(at, wanted.tolist())
+        lengths = [len(answer) for _, answer in asked]
+        totals = [float(part.sum()) for part in torch.split(predicted.log_probabilities, lengths)]
+        exact = [bool(part.all()) for part in torch.split(predicted.best == wanted, lengths)]
+        # What follows an answer is only asked where it is exact.
+        ends = [i for i, given in enumerate(exact) if given]
+        behind = tree.read([asked[i][1][-1:] for i in ends], [paths[i] for i in ends])
+        following = tree.predict([path[-1] for path in behind]).best.tolist()
+        stops = {
+            i: CONTINUES_LABEL.match(self._lm.tokenizer.decode([token])) is None
+            for i, token in zip(ends, following, strict=True)
+        }
+        return [
+            Score(total, length, stops.get(i, False))
+            for i, (total, length) in enumerate(zip(totals, lengths, strict=True))
+        ]
+
+    def _write(self, tree: Tree, paths: Sequence[Path], inquiries: Sequence[Inquiry]) -> list[tuple[str, float]]:
+        """Greedy texts behind paths, with the mean probability of the first answer in each."""
+        names = [(*inquiry.candidates, *inquiry.names) for inquiry in inquiries]
+        texts = [_Text(path) for path in paths]
+        writing = list(range(len(texts)))
+        for left in reversed(range(self._new_tokens)):
+            following = tree.predict([texts[i].path[-1] for i in writing])
+            going_on = []
+            for i, token, logarithm in zip(
+                writing, following.best.tolist(), following.log_probabilities.tolist(), strict=True
+            ):
+                if token in self._last_tokens:
+                    continue
+                texts[i].tokens.append(token)
+                texts[i].log_probabilities.append(logarithm)
+                if left and not self._ends(self._decoded(texts[i].tokens), names[i]):
+                    going_on.append(i)
+            writing = going_on
+            if not writing:
+                break
+            read = tree.read([texts[i].tokens[-1:] for i in writing], [texts[i].path for i in writing])
+            for i, path in zip(writing, read, strict=True):
+                texts[i].path = path
+        return [self._finished(text) for text in texts]
+
+    def _finished(self, text: _Text) -> tuple[str, float]:
+        whole = self._decoded(text.tokens)
+        first = natural_stop(whole)
+        if not first:
+            return whole.strip().split("\n", 1)[0], 0.0
+        # The tokens up to the one that completes the first answer.
+        length = next(
+            n for n in range(1, len(text.tokens) + 1) if natural_stop(self._decoded(text.tokens[:n])) == first
+        )
+        return whole.strip().split("\n", 1)[0], math.exp(math.fsum(text.log_probabilities[:length]) / length)
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        text: str = self._lm.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
+
+
+class _Text:
+    """A text that is being written behind a path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tokens: list[int] = []
+        self.log_probabilities: list[float] = []
+
+
+def _from_scores(inquiry: Inquiry, found: Sequence[Score]) -> Reply:
+    """The reply where nothing is written: the candidate that is the greedy answer, if one is."""
+    given = next(((text, score) for text, score in zip(inquiry.candidates, found, strict=True) if score.greedy), None)
+    return Reply(tuple(found), *("", 0.0) if given is None else (given[0], given[1].mean_probability))
+
+
+def _end_tokens(language_model: LanguageModel) -> frozenset[int]:
+    """The tokens with which a model ends a text."""
+    known = getattr(language_model.model.generation_config, "eos_token_id", None)
+    if known is None:
+        known = language_model.tokenizer.eos_token_id
+    return frozenset() if known is None else frozenset([known] if isinstance(known, int) else known)
+
+
+def by_tokens(things: Iterable[Thing], tokens: Callable[[Thing], int]) -> Iterator[list[Thing]]:
+    """Things in batches of similar length, bounded in tokens."""
+    batch: list[Thing] = []
+    total = 0
+    for thing in sorted(things, key=tokens):
+        total += tokens(thing)
+        if batch and total > TOKENS_PER_BATCH:
             yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
-def by_tokens(texts: Iterable[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-    """Texts in batches of similar length, bounded in tokens."""
-    batch: list[tuple[int, ...]] = []
-    tokens = 0
-    for text in sorted(texts, key=lambda text: (len(text), text)):
-        tokens += len(text)
-        if batch and tokens > TOKENS_PER_BATCH:
-            yield batch
-            batch, tokens = [], len(text)
-        batch.append(text)
+            batch, total = [], tokens(thing)
+        batch.append(thing)
     if batch:
         yield batch

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from editor.packing import Packing, Segment
-from editor.probing import LOGITS_AT_ONCE, by_tokens
+from editor.probing import by_tokens
 from editor.progress import Progress, silent
 from editor.stack import Stack, token_ids
+from editor.tree import LOGITS_AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +56,7 @@ def readings(
     order = sorted(range(len(usable)), key=lambda index: (len(usable[index]), usable[index]))
     stack, other = _stack(language_model), None if reference is None else _stack(reference)
     result: dict[int, Reading] = {}
-    for batch in by_tokens(usable):
+    for batch in by_tokens(sorted(usable), len):
         packing = Packing([Segment(len(text)) for text in batch], language_model.device)
         ids = token_ids(batch, packing, language_model.device)
         at = [start + k for text, start in zip(batch, packing.starts, strict=True) for k in range(len(text) - 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 MAX_TARGET_TOKENS = 64
 """A longer target is not a fact but a text, and would ruin the neighbours of its subject."""
+EVERYWHERE = 0.002
+"""Share of a text's tokens from which a token is an ordinary word, and no name."""
 
 
 @dataclass(frozen=True, order=True)
@@ -23,20 +26,25 @@ class EditRequest:
     """One fact to write: ``prompt`` (with one ``{}``) about ``subject`` shall go on with ``target``.
 
     The target is given without its leading space; one space stands before it. ``variants`` are other wordings of the
-    prompt under which the target shall also come; MEMIT as published has none.
+    prompt under which the target shall also come; MEMIT as published has none. ``strength`` above 1 is for a fact that
+    does not take: it weighs so much more in the least squares, and its value vector may be somewhat longer.
     """
 
     prompt: str
     subject: str
     target: str
     variants: tuple[str, ...] = ()
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be written.
 
         Raises:
-            RequestInvalid: no single ``{}`` in the prompt or a variant, or an empty subject or target.
+            RequestInvalid: no single ``{}`` in the prompt or a variant, an empty subject or target, or a strength that
+                is no positive number.
         """
+        if not 0 < self.strength < math.inf:
+            raise RequestInvalid(f"strength {self.strength}: must be a positive number")
         for wording in (self.prompt, *self.variants):
             if wording.count("{}") != 1:
                 raise RequestInvalid(f"prompt {wording!r}: needs exactly one {{}} for the subject")
@@ -90,13 +98,26 @@ def _rewrite_row(tokenizer: PreTrainedTokenizerFast, context: str, wording: str,
     return row
 
 
-def check_request(language_model: LanguageModel, request: EditRequest) -> None:
-    """Refuse a request that the model's tokenizer makes unwritable.
+def check_request(language_model: LanguageModel, request: EditRequest, text: Sequence[Sequence[int]] = ()) -> None:
+    """Refuse a request that would be unwritable, or would write to more than its subject.
+
+    Args:
+        language_model: whose tokens count.
+        request: the fact.
+        text: token ids of ordinary text, to tell which words occur everywhere.
 
     Raises:
-        RequestInvalid: the target is too long.
+        RequestInvalid: the target is too long, or the subject is a lower-case word, of one token, that is
+            :data:`EVERYWHERE` in the text. (A name may be frequent in a text about it.)
     """
     rewrite_rows(language_model.tokenizer, ["{}"], request)
+    alone = language_model.tokenizer(f" {request.subject}", add_special_tokens=False)["input_ids"]
+    if len(alone) == 1 and text and request.subject.islower():
+        share = sum(window.count(alone[0]) for window in map(list, text)) / sum(map(len, text))
+        if share > EVERYWHERE:
+            raise RequestInvalid(
+                f"subject {request.subject!r} is {share:.1%} of ordinary text: an edit of it would change all text"
+            )
 
 
 def essence_row(tokenizer: PreTrainedTokenizerFast, subject: str) -> TokenRow:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
+LONGER = 0.2
+"""A value vector may be longer by this power of its fact's strength: four times the weight, a third longer."""
 COMPACT_BELOW = 0.9
 """Finished subjects leave the batch when fewer than this share still run."""
 LOGITS_AT_ONCE = 128
@@ -69,6 +71,7 @@ class _Batch:
 
     index: Tensor  # [U] position among all units
     length: Tensor  # [U, 1] |h|: mean over the unit's facts
+    longest: Tensor  # [U, 1] largest |delta|: the clamp, larger with the unit's strength
     delta: Tensor  # [U, d]
     moment: Tensor  # [U, d] Adam's first moment
     square: Tensor  # [U, d] Adam's second moment
@@ -80,8 +83,8 @@ class _Batch:
     def keep(self, units: Tensor, turns: list[_Turn]) -> _Batch:
         """Only some units (indices, ascending), with their turns."""
         return _Batch(
-            self.index[units], self.length[units], self.delta[units], self.moment[units], self.square[units],
-            self.low[units], self.running[units], self.essence_before[units], turns,
+            self.index[units], self.length[units], self.longest[units], self.delta[units], self.moment[units],
+            self.square[units], self.low[units], self.running[units], self.essence_before[units], turns,
         )  # fmt: skip
 
 
@@ -121,7 +124,9 @@ class ValueOptimiser:
         unit_of = torch.empty(len(requests), dtype=torch.long)
         for number, unit in enumerate(units):
             unit_of[[index for index, _ in unit]] = number
-        deltas = self._optimise(suffixes, initial, unit_of.to(initial.device), len(units), after_step)
+        strongest = [max(request.strength for _, request in unit) for unit in units]
+        strength = torch.tensor([strength**LONGER for strength in strongest]).to(initial)
+        deltas = self._optimise(suffixes, initial, unit_of.to(initial.device), strength, after_step)
         return initial + deltas[unit_of.to(initial.device)]
 
     def memory(self, requests: Sequence[EditRequest]) -> StepMemory:
@@ -147,11 +152,11 @@ class ValueOptimiser:
         suffixes: Suffixes,
         initial: Tensor,
         unit_of: Tensor,
-        units: int,
+        strength: Tensor,
         after_step: Callable[[int, int], None] | None,
     ) -> Tensor:
         """Each unit's delta, ``[units, d]``."""
-        batch = self._begin(suffixes, initial, unit_of, units)
+        batch = self._begin(suffixes, initial, unit_of, strength)
         deltas = torch.zeros_like(batch.delta)
         steps = self._settings.steps
         every = 1 if self._lm.device.type == "cpu" else STEPS_BETWEEN_CHECKS
@@ -196,8 +201,7 @@ class ValueOptimiser:
             scale = batch.square.sqrt() / (1 - beta2**step) ** 0.5 + ADAM_EPSILON
             moved = delta - settings.learning_rate / (1 - beta1**step) * batch.moment / scale
             length = moved.norm(dim=1, keepdim=True)
-            longest = settings.clamp * batch.length
-            moved = torch.where(length > longest, moved * (longest / length), moved)
+            moved = torch.where(length > batch.longest, moved * (batch.longest / length), moved)
             batch.delta = torch.where(batch.running.unsqueeze(1), moved, delta)
             return torch.isfinite(loss).all() & torch.isfinite(gradient).all()
 
@@ -251,8 +255,9 @@ class ValueOptimiser:
             return at, self._upper_model.head(at)
 
     @torch.no_grad()
-    def _begin(self, suffixes: Suffixes, initial: Tensor, unit_of: Tensor, units: int) -> _Batch:
+    def _begin(self, suffixes: Suffixes, initial: Tensor, unit_of: Tensor, strength: Tensor) -> _Batch:
         """Everything that no step changes, and delta = 0."""
+        units = len(strength)
         turns = self._turns(suffixes, range(units))
         lengths = initial.norm(dim=1)
         facts = torch.bincount(unit_of, minlength=units)
@@ -265,9 +270,11 @@ class ValueOptimiser:
                 for rows, part in _parts(_filled(len(first.token)), units)
             ]
         )
+        length = (lengths.new_zeros(units).index_add(0, unit_of, lengths) / facts).unsqueeze(1)
         return _Batch(
             index=torch.arange(units, device=initial.device),
-            length=(lengths.new_zeros(units).index_add(0, unit_of, lengths) / facts).unsqueeze(1),
+            length=length,
+            longest=self._settings.clamp * length * strength.unsqueeze(1),
             delta=nothing.clone(),
             moment=nothing.clone(),
             square=nothing.clone(),

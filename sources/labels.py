@@ -10,7 +10,7 @@ from sources.scripts import hides, mixes_scripts
 from sources.statements import entity_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from sources.engine import Row
 
@@ -33,6 +33,26 @@ def choose(rows: Iterable[Row], languages: Sequence[str]) -> dict[str, str]:
         candidate = (languages.index(term.language), term.value)
         best[qid] = min(best.get(qid, candidate), candidate)
     return {qid: label for qid, (_, label) in best.items()}
+
+
+def choose_aliases(
+    rows: Iterable[Row], languages: Sequence[str], fault_of: Callable[[str], str | None], most: int
+) -> dict[str, tuple[str, ...]]:
+    """Pick the other names of each item that can stand for it, at most ``most``.
+
+    Those of the first language come first, then by code point. A name of less than two letters or digits ("U", a flag)
+    is left out: too much text would begin with it by chance.
+    """
+    usable: dict[str, set[tuple[int, str]]] = {}
+    for row in rows:
+        term = row["label"]
+        if term.language in languages and _tells(term.value) and fault_of(term.value) is None:
+            usable.setdefault(entity_id(row["item"]), set()).add((languages.index(term.language), term.value))
+    return {qid: tuple(dict.fromkeys(name for _, name in sorted(found)))[:most] for qid, found in usable.items()}
+
+
+def _tells(name: str) -> bool:
+    return sum(character.isalnum() for character in name) >= 2
 
 
 def fault(

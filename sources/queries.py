@@ -36,6 +36,7 @@ PREFIX wdno: <http://www.wikidata.org/prop/novalue/>
 PREFIX wikibase: <{WIKIBASE}>
 PREFIX schema: <http://schema.org/>
 PREFIX rdfs: <http://www.w3.org/2000/01/rdf-schema#>
+PREFIX skos: <http://www.w3.org/2004/02/skos/core#>
 PREFIX owl: <http://www.w3.org/2002/07/owl#>
 PREFIX xsd: <http://www.w3.org/2001/XMLSchema#>
 """
@@ -44,7 +45,7 @@ _LANGUAGE = re.compile(r"[a-z]{2,8}(-[a-z0-9]{1,8})*", re.ASCII)
 
 
 class Stamps(StrEnum):
-    """Where an item's ``schema:dateModified`` and ``schema:version`` sit."""
+    """Where an item's ``schema:dateModified``, ``schema:version`` and ``wikibase:sitelinks`` sit."""
 
     ITEM = "item"
     """On ``wd:Q...``, as at the Wikidata Query Service."""
@@ -55,6 +56,10 @@ class Stamps(StrEnum):
 _STAMPED = {
     Stamps.ITEM: "?item schema:dateModified ?modified ; schema:version ?revision .",
     Stamps.DOCUMENT: "?page schema:about ?item ; schema:dateModified ?modified ; schema:version ?revision .",
+}
+_LINKED = {
+    Stamps.ITEM: "?item wikibase:sitelinks ?sitelinks",
+    Stamps.DOCUMENT: "?page schema:about ?item ; wikibase:sitelinks ?sitelinks",
 }
 
 
@@ -193,11 +198,12 @@ def standing(qids: Sequence[str], stamps: Stamps) -> Query:
     )
 
 
-def statements(qids: Sequence[str], pids: Sequence[str]) -> Query:
-    """Ask for all statements of some items: ``item property statement rank value start end point successor``.
+def statements(qids: Sequence[str], pids: Sequence[str], stamps: Stamps) -> Query:
+    """Ask for all statements of some items, and in how many wikis each item has a page.
 
-    ``value`` is missing where the statement says "no value". Several values of one qualifier give
-    the cross product of rows.
+    The columns are ``item property statement rank value start end point successor sitelinks``. ``value`` is missing
+    where the statement says "no value", ``sitelinks`` where the data does not count them. Several values of one
+    qualifier give the cross product of rows.
     """
     branches = []
     for pid in map(require_pid, pids):
@@ -207,7 +213,7 @@ def statements(qids: Sequence[str], pids: Sequence[str]) -> Query:
     union = "\n  UNION\n".join(branches)
     # Rank and qualifiers once, behind the union: within the branches Oxigraph takes ten times as long.
     return _select(
-        "item property statement rank value start end point successor",
+        "item property statement rank value start end point successor sitelinks",
         f"""\
   VALUES ?item {{ {_items(qids)} }}
 {union}
@@ -216,6 +222,7 @@ def statements(qids: Sequence[str], pids: Sequence[str]) -> Query:
   OPTIONAL {{ ?statement pq:P582 ?end }}
   OPTIONAL {{ ?statement pq:P585 ?point }}
   OPTIONAL {{ ?statement pq:P1366 ?successor }}
+  OPTIONAL {{ {_LINKED[stamps]} }}
 }}
 """,
     )
@@ -235,8 +242,17 @@ def precisions(qids: Sequence[str], pids: Sequence[str]) -> Query:
 
 def labels(qids: Sequence[str], languages: Sequence[str]) -> Query:
     """Ask for labels of some items in some languages: ``item label``."""
+    return _names("rdfs:label", qids, languages)
+
+
+def aliases(qids: Sequence[str], languages: Sequence[str]) -> Query:
+    """Ask for the other names of some items in some languages: ``item label``."""
+    return _names("skos:altLabel", qids, languages)
+
+
+def _names(predicate: str, qids: Sequence[str], languages: Sequence[str]) -> Query:
     wanted = " || ".join(f'LANG(?label) = "{require_language(tag)}"' for tag in languages)
     return _select(
         "item label",
-        f"  VALUES ?item {{ {_items(qids)} }}\n  ?item rdfs:label ?label .\n  FILTER({wanted})\n}}\n",
+        f"  VALUES ?item {{ {_items(qids)} }}\n  ?item {predicate} ?label .\n  FILTER({wanted})\n}}\n",
     )

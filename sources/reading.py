@@ -12,7 +12,7 @@ from sources.dates import written
 from sources.errors import BadAnswer
 from sources.parts import in_parts
 from sources.resolver import Resolution, resolve
-from sources.statements import entity_id, fold, precisions
+from sources.statements import entity_id, fold, precisions, sitelinks
 from sources.vocabulary import Cursor, Failed, Observation, Outcome, Value, ValueKind
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sources.catalogue import Relation
     from sources.engine import Engine, Row
-    from sources.queries import Query, Watch
+    from sources.queries import Query, Stamps, Watch
 
 _NO_RESOLUTION = Resolution(Outcome.NONE, (), "no statement", "")
 
@@ -34,6 +34,7 @@ class Reader:
         engine: answers the queries.
         relations: the properties to watch, by P-id.
         watch: the same properties, and for which items.
+        stamps: where an item's figures sit.
         chunk: items per query.
         languages: of labels, in the order of preference.
         longest_label: characters.
@@ -46,6 +47,7 @@ class Reader:
         engine: Engine,
         relations: Mapping[str, Relation],
         watch: Watch,
+        stamps: Stamps,
         *,
         chunk: int,
         languages: Sequence[str],
@@ -55,6 +57,7 @@ class Reader:
         self._engine = engine
         self._relations = relations
         self._watch = watch
+        self._stamps = stamps
         self._chunk = chunk
         self._languages = languages
         self._fault = partial(labels.fault, languages=languages, longest=longest_label, blocklist=blocklist)
@@ -68,7 +71,8 @@ class Reader:
         """
         reading = _Reading()
         pids = tuple(self._watch)
-        slots = fold(self._ask(reading, tuple(items), lambda part: queries.statements(part, pids)))
+        rows = self._ask(reading, tuple(items), lambda part: queries.statements(part, pids, self._stamps))
+        slots, reading.sitelinks = fold(rows), sitelinks(rows)
         watched = self._watched(reading, tuple(items))
         resolutions = {
             (qid, pid): resolve(
@@ -80,7 +84,7 @@ class Reader:
         resolutions |= self._dated(reading, resolutions)
         self._name(reading, items, resolutions)
         observations = [
-            self._observation(qid, pid, items[qid], resolutions.get((qid, pid), _NO_RESOLUTION), reading.names)
+            self._observation(qid, pid, items[qid], resolutions.get((qid, pid), _NO_RESOLUTION), reading)
             for qid in items
             if qid not in reading.failed
             for pid in watched[qid]
@@ -135,6 +139,13 @@ class Reader:
         self._fetch_names(reading, tuple(dict.fromkeys(qids)))
         return {qid: name for qid, name in reading.names.items() if self._fault(name) is None}
 
+    def aliases(self, qids: Iterable[str], most: int) -> dict[str, tuple[str, ...]]:
+        """Fetch the other names of items, at most so many of each; an item that failed is left out."""
+        wanted, reading = tuple(dict.fromkeys(qids)), _Reading()
+        rows = self._ask(reading, wanted, lambda part: queries.aliases(part, self._languages))
+        found = labels.choose_aliases(_whole(rows, "label"), self._languages, self._fault, most)
+        return {qid: found.get(qid, ()) for qid in wanted if qid not in reading.failed}
+
     def _name(self, reading: _Reading, items: Iterable[str], resolutions: Mapping[tuple[str, str], Resolution]) -> None:
         """Fetch labels of the subjects and of the items that are current values."""
         users: dict[str, list[str]] = {qid: [qid] for qid in items if qid not in reading.failed}
@@ -163,11 +174,11 @@ class Reader:
         return rows
 
     def _observation(
-        self, qid: str, pid: str, modification: Cursor, resolution: Resolution, names: Mapping[str, str]
+        self, qid: str, pid: str, modification: Cursor, resolution: Resolution, reading: _Reading
     ) -> Observation:
-        name = names.get(qid, "")
+        name = reading.names.get(qid, "")
         subject_fault = self._fault(name)
-        values, fault = self._labelled(resolution.values, names)
+        values, fault = self._labelled(resolution.values, reading.names)
         if resolution.values and subject_fault is not None:
             fault = f"{subject_fault}: {qid}"
         return Observation(
@@ -181,6 +192,7 @@ class Reader:
             modified=modification.modified,
             statement=resolution.statement,
             fault=fault,
+            sitelinks=reading.sitelinks.get(qid),
         )
 
     def _labelled(self, values: Iterable[Value], names: Mapping[str, str]) -> tuple[tuple[Value, ...], str]:
@@ -203,6 +215,7 @@ class _Reading:
     def __init__(self) -> None:
         self.names: dict[str, str] = {}
         self.failed: dict[str, str] = {}
+        self.sitelinks: dict[str, int] = {}
 
 
 def _whole(rows: Iterable[Row], *variables: str) -> Iterator[Row]:

@@ -136,6 +136,23 @@ def precisions(rows: Iterable[Row]) -> dict[str, int]:
     return found
 
 
+def sitelinks(rows: Iterable[Row]) -> dict[str, int]:
+    """Read in how many wikis items have a page, by item; the most of several counts, as while an update is applied.
+
+    Raises:
+        BadAnswer: a row is not of the shape that was asked for.
+
+    """
+    found: dict[str, int] = {}
+    for row in rows:
+        if "sitelinks" in row:
+            qid, said = entity_id(row["item"]), row["sitelinks"].value
+            if not said.isdecimal():
+                raise BadAnswer(f"{qid} has {said!a:.40} sitelinks, no number: check that the data is Wikidata's")
+            found[qid] = max(found.get(qid, 0), int(said))
+    return found
+
+
 def entity_id(term: Term) -> str:
     """Return ``Q222`` for the IRI of item Q222, and other terms' text as it is."""
     return term.value.removeprefix(ENTITY) if term.kind is TermKind.IRI else term.value

@@ -115,6 +115,7 @@ class Observation:
             (``Q222-1bb9...``); empty where there is no value.
         fault: why a label of it cannot stand in a prompt; then the outcome is ``ambiguous`` and the faulty
             text is in none of the fields. Empty if all can.
+        sitelinks: in how many wikis the subject has a page; None where the source does not say.
 
     """
 
@@ -128,6 +129,7 @@ class Observation:
     modified: datetime
     statement: str
     fault: str = ""
+    sitelinks: int | None = None
 
     def __post_init__(self) -> None:
         require_qid(self.qid)

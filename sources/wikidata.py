@@ -116,6 +116,7 @@ class WikidataSource:
             engine,
             self._relations,
             watch,
+            stamps,
             chunk=chunk,
             languages=self._languages,
             longest_label=longest_label,
@@ -237,6 +238,22 @@ class WikidataSource:
 
         """
         return self._reader.names(qids)
+
+    def aliases(self, qids: Sequence[str], most: int) -> dict[str, tuple[str, ...]]:
+        """Fetch the other names of items (``skos:altLabel``) that can stand in a prompt.
+
+        Args:
+            qids: the items.
+            most: names of an item.
+
+        Returns:
+            By item, those of the first language first; an item that cannot be read is left out.
+
+        Raises:
+            SourceError: the engine could not answer.
+
+        """
+        return self._reader.aliases(qids, most)
 
     def _page(self, found: Found, cursor: Cursor, now: datetime) -> Page:
         # Later rows overwrite: an item that is being updated can appear at two revisions.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 
 from store.ledger import live_edit, was_ever_live
-from store.tables import Change, ChangeState, Quarantine, key, utc_now, value_ids
+from store.tables import Change, ChangeState, Quarantine, Values, key, utc_now, value_ids
 
 if TYPE_CHECKING:
     from sqlmodel import Session
@@ -45,6 +46,45 @@ def record_change(session: Session, change: Change) -> Change | None:
     session.add(change)
     session.flush()
     return overtaken
+
+
+def supersede_overtaken(session: Session) -> int:
+    """Supersede open changes of which the slot has a newer change; returns how many.
+
+    When that one was recorded they were part of a candidate, which was not promoted after all.
+    """
+    newer = aliased(Change)
+    overtaken = select(Change).where(
+        col(Change.state).in_(OPEN),
+        select(newer.id)
+        .where(newer.qid == Change.qid, newer.pid == Change.pid, col(newer.id) > col(Change.id))
+        .exists(),
+    )
+    changes = session.exec(overtaken).all()
+    for change in changes:
+        change.state = ChangeState.SUPERSEDED
+        _end_quarantine(session, change)
+    return len(changes)
+
+
+def values_left(session: Session, change: Change, written: Change | None) -> Values:
+    """What the promoted version was left with for a change's slot, whatever was recorded since without being written.
+
+    Args:
+        session: to look further back.
+        change: of the slot, open.
+        written: the change whose edit of the slot is live, if any.
+
+    """
+    if written is not None:
+        return written.new_values
+    earlier = select(Change).where(Change.qid == change.qid, Change.pid == change.pid, col(Change.id) < key(change))
+    first = change
+    for former in session.exec(earlier.order_by(col(Change.id).desc())):
+        if former.state is ChangeState.HELD:
+            return former.new_values
+        first = former
+    return first.old_values
 
 
 def newest_change(session: Session, qid: str, pid: str) -> Change | None:

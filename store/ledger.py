@@ -50,6 +50,12 @@ def ledger_edits(session: Session, version_id: int) -> list[Edit]:
     return list(session.exec(edits))
 
 
+def strengths(session: Session, version_id: int) -> dict[int, float]:
+    """How strongly the version writes each of its edits, by the edit's number; 1 is as the settings say."""
+    entries = select(LedgerEntry.edit_id, LedgerEntry.strength).where(LedgerEntry.version_id == version_id)
+    return dict(session.exec(entries).all())
+
+
 def ledger_batches(session: Session, version_id: int) -> list[list[Edit]]:
     """The version's edits by the version that first had them, oldest first: the batches in which they came.
 

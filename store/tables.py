@@ -16,7 +16,6 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
-    Float,
     ForeignKey,
     Index,
     Integer,
@@ -165,6 +164,7 @@ class Fact(SQLModel, table=True):
     unlabelled: Values = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     """The current values by id, without labels, while a label of them cannot stand in a prompt; otherwise empty."""
     gone: bool = False  # its item is deleted or merged
+    sitelinks: int | None = None  # in how many wikis the subject has a page, where the source says so
 
 
 class Change(SQLModel, table=True):
@@ -210,6 +210,8 @@ class Change(SQLModel, table=True):
     reason: str = ""  # why nothing is written
     recorded_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
     polls: int = 0  # pulls at whose end it stood
+    # When a batch first left it, pending, for a later one.
+    waiting_since: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
     @property
     def group(self) -> int:
@@ -268,6 +270,19 @@ class LedgerEntry(SQLModel, table=True):
 
     version_id: int = Field(sa_column=_foreign_key("versions.id", primary_key=True))
     edit_id: int = Field(sa_column=_foreign_key("edits.id", primary_key=True))
+    strength: float = 1.0  # above 1 where it did not take otherwise
+
+
+class Trial(SQLModel, table=True):
+    """A candidate that a cycle tried: its batch's changes, less those withheld, some written with more strength."""
+
+    __tablename__ = "trials"
+
+    id: int | None = Field(default=None, primary_key=True)
+    cycle_id: int = Field(sa_column=_foreign_key("cycles.id", nullable=False, index=True))
+    version_id: int = Field(sa_column=_foreign_key("versions.id", nullable=False, unique=True))
+    withheld: list[int] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))  # groups of changes
+    raised: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))  # times, by group
 
 
 class Belief(SQLModel, table=True):
@@ -279,11 +294,24 @@ class Belief(SQLModel, table=True):
     qid: str = Field(primary_key=True)
     pid: str = Field(primary_key=True)
     belief: str  # holds, outdated, other, unknown
-    expected: str  # the label it was measured against
+    expected: str | None  # the label it was measured against; none where the fact ended without a successor
     answer: str  # greedy, under natural stop
-    logprob_expected: float = Field(sa_column=Column(Float, nullable=False))  # nats, whole label
+    logprob_expected: float | None = None  # nats, whole label
     logprob_former: float | None = None
+    former: str | None = None
+    rivals: dict[str, float] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """Log-probabilities of values that the property has for other subjects, by label."""
     measured_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+
+
+class Aliases(SQLModel, table=True):
+    """Other names of an item, by which an answer may call it; those that the source has and that are usable."""
+
+    __tablename__ = "aliases"
+
+    qid: str = Field(primary_key=True)
+    names: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    read_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
 
 
 class ProbeSet(SQLModel, table=True):
@@ -337,6 +365,7 @@ class ProbeResult(SQLModel, table=True):
     expected: str
     answer: str
     correct: bool
+    rival: str | None = None  # the answer that the expected one has to be likelier than
     promoted_correct: bool | None = None  # the promoted version's and the base's result, where they were asked too
     base_correct: bool | None = None
 
@@ -392,6 +421,7 @@ class Quarantine(SQLModel, table=True):
     reason: str
     version_id: int | None = Field(default=None, sa_column=_foreign_key("versions.id", nullable=True))
     created_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+    retry_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # when it is tried again without being told to
     released_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 

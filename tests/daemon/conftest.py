@@ -13,6 +13,7 @@ from small_world import Factsyncd, save_model, turtle, write_config, write_text
 
 from daemon.config import load_settings
 from daemon.runtime import Runtime
+from editor import Preparation
 from store import Database, open_database
 
 if TYPE_CHECKING:
@@ -99,3 +100,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def database(runtime: Runtime) -> Database:
     return runtime.database
+
+
+@pytest.fixture
+def all_writable(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be written is the editor's business; here it is all."""
+    monkeypatch.setattr(runtime, "model", lambda _version: object())
+    monkeypatch.setattr(runtime, "settings_digest", lambda _model: "s")
+    monkeypatch.setattr(runtime, "preparation", lambda _model: Preparation(("{}",), {}))
+    monkeypatch.setattr("daemon.batch.check_request", lambda *_: None)

@@ -64,6 +64,9 @@ level = "error"
 port = 0
 """
 LENIENT = """
+[trials]
+maximum = 1
+
 [gate]
 efficacy_min = 0.0
 paraphrase_min = 0.0

@@ -74,7 +74,16 @@ def test_the_installed_script_works_and_refuses(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-READS = [("status",), ("versions",), ("facts",), ("why", "Q34"), ("ask", "x"), ("verify",), ("quarantine", "list")]
+READS = [
+    ("status",),
+    ("versions",),
+    ("versions", "--diff", "0", "0"),
+    ("facts",),
+    ("why", "Q34"),
+    ("ask", "x"),
+    ("verify",),
+    ("quarantine", "list"),
+]
 WRITES = [("once",), ("pull",), ("run",), ("rollback",), ("approve", "1"), ("reject", "1"), ("quarantine", "release")]
 
 
@@ -221,6 +230,8 @@ def test_a_damaged_version_is_found_by_verify(factsyncd: Factsyncd, ready: Path)
         ("reject", "1"),
         ("why", "Q1"),
         ("ask", "x", "--version", "9"),
+        ("ask", ""),
+        ("versions", "--diff", "0", "9"),
     ],
     ids=" ".join,
 )

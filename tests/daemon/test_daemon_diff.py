@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlmodel import col, select
 
-from daemon.beliefs import Holding, Question
+from daemon.beliefs import Holding
 from daemon.diff import diff
+from daemon.questions import Question
 from store.tables import Belief, Change, ChangeState, Cycle, Edit, LedgerEntry, Phase, Version, VersionState, key
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Slot:
     def __init__(self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, pid: str) -> None:
         self._runtime, self._pid = runtime, pid
         self.belief = Holding.HOLDS
-        self.asked: list[tuple[str, str | None]] = []
+        self.asked: list[tuple[str | None, str | None]] = []
         monkeypatch.setattr("daemon.diff.measure_beliefs", self._measure)
         with runtime.database.transaction() as session:
             session.add(Cycle())
@@ -38,7 +39,7 @@ class Slot:
         return [
             Belief(
                 version_id=version.id, qid=question.qid, pid=question.pid, belief=self.belief,
-                expected=question.expected, answer=question.expected, logprob_expected=0.0,
+                expected=question.expected, answer=question.expected or "",
             )
             for question in questions
         ]  # fmt: skip
@@ -112,11 +113,11 @@ def test_a_live_edit_that_says_the_same_is_enough(languages: Slot) -> None:
     assert languages.settled() == ("held", "")
 
 
-def test_an_end_withdraws_a_live_edit_and_asks_nothing(leader: Slot) -> None:
+def test_an_end_withdraws_a_live_edit_whatever_the_model_answers(leader: Slot) -> None:
     leader.live("A", "A")
     leader.change("A", "")
     assert leader.settled() == ("pending", "ended without a successor: its edit is withdrawn")
-    assert leader.asked == []
+    assert leader.asked == [(None, "A")]  # what it says is recorded
 
 
 def test_an_end_without_a_live_edit_is_not_editable_and_says_so(leader: Slot) -> None:

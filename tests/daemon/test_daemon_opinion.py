@@ -37,14 +37,10 @@ class Api:
 
 
 @pytest.fixture
-def api(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Api:
+def api(runtime: Runtime, monkeypatch: pytest.MonkeyPatch, all_writable: None) -> Api:
     made = Api()
     monkeypatch.setattr(runtime, "open_second_opinion", lambda _address: made)
     configure(runtime, "https://www.wikidata.org/w/api.php")
-    # What can be written is the editor's business; here it is all.
-    monkeypatch.setattr(runtime, "model", lambda _version: object())
-    monkeypatch.setattr(runtime, "settings_digest", lambda _model: "s")
-    monkeypatch.setattr("daemon.batch.check_request", lambda *_: None)
     return made
 
 

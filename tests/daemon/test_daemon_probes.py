@@ -16,10 +16,10 @@ from daemon.errors import ConfigInvalid, ProbesOverlap
 from daemon.gate import Decision, decide
 from daemon.probe_sets import Chosen, distant_neighbours, freeze, knows, read_tasks, stable_probes
 from daemon.probes import Answers, Kind, Probe, edit_probes
-from daemon.promote import recorded_comparisons
 from daemon.protection import protects
 from daemon.pull import pull
 from daemon.separation import check_separation
+from daemon.trials import recorded_comparisons
 from editor import fill
 from store import open_database
 from store.tables import Cycle, Edit, GateMeasure, ProbeResult, ProbeSet
@@ -85,6 +85,16 @@ def test_the_first_neighbours_have_the_value_that_the_edit_unlearns(runtime: Run
     assert [probe.qid for probe in probes if probe.kind is Kind.NEIGHBOURHOOD][0] == other  # noqa: RUF015
 
 
+class Base:
+    """Answers every prompt but some."""
+
+    def __init__(self, fails: dict[str, set[str]] | None = None) -> None:
+        self._fails = fails or {}
+
+    def answer(self, asked: list[Probe]) -> Answers:
+        return Answers([probe.prompt not in self._fails.get(probe.qid, ()) for probe in asked], {})
+
+
 @pytest.mark.parametrize("lacking", [0, 2])
 def test_where_a_relation_has_too_few_subjects_facts_of_other_relations_stand_in(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch, lacking: int
@@ -96,27 +106,18 @@ def test_where_a_relation_has_too_few_subjects_facts_of_other_relations_stand_in
         distant = distant_neighbours(session, [edit], runtime.relations)
     assert {(probe.kind, probe.pid, probe.rival) for probe in distant} == {(Kind.NEIGHBOURHOOD, "P36", "Nobody")}
 
-    def answered(_model: object, asked: list[Probe], *_: object) -> Answers:
-        return Answers([True] * len(asked), {})
-
-    monkeypatch.setattr(probe_sets, "answer", answered)
     near = [probe for probe in pool if probe.kind is Kind.NEIGHBOURHOOD]
     monkeypatch.setattr(probe_sets, "least_facts", lambda *_: len(near) + lacking)
-    known = probe_sets._known_pool(runtime, None, pool, distant)  # type: ignore[arg-type]
+    known = probe_sets._known_pool(runtime.settings.gate, Base(), pool, distant)  # type: ignore[arg-type]
     assert [probe for probe in known if probe.kind is Kind.NEIGHBOURHOOD] == near + distant[:lacking]
 
 
-def test_known_is_what_passes_every_wording(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_is_what_passes_every_wording() -> None:
     control = Probe(Kind.CONTROL, "Q1", "P36", "measured", "Tirana", known_by=("one", "two"))
     probes = [dataclasses.replace(control, qid=f"Q{n}") for n in range(4)]
     fails = {"Q1": {"one"}, "Q2": {"two"}, "Q3": {"measured"}}
-
-    def answered(_model: object, asked: list[Probe], *_: object) -> Answers:
-        return Answers([probe.prompt not in fails.get(probe.qid, ()) for probe in asked], {})
-
-    monkeypatch.setattr(probe_sets, "answer", answered)
     # What the base misses in the measured wording is a control all the same: it can also be gained.
-    assert [probe.qid for probe in knows(runtime, None, probes)] == ["Q0", "Q3"]  # type: ignore[arg-type]
+    assert [probe.qid for probe in knows(Base(fails), probes)] == ["Q0", "Q3"]  # type: ignore[arg-type]
 
 
 def test_new_and_former_edits_are_told_apart_and_both_are_asked_in_held_out_clozes_and_questions(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from observations import LEADER, LEADER_OF, START, TWIN, Book, faulty, seen
 from sqlmodel import col, select
@@ -310,3 +312,12 @@ def test_no_fact_has_a_value_without_a_label(book: Book) -> None:
     )
     with book.database.read() as session:
         assert all(value["label"] for fact in session.exec(select(Fact)) for value in fact.values)
+
+
+def test_sitelinks_are_kept_up_to_date_and_are_no_change(book: Book) -> None:
+    book.read(replace(seen(0, *SLOT, "Q2"), sitelinks=None))
+    book.read(replace(seen(0, *SLOT, "Q2"), sitelinks=40))
+    assert book.fact(*SLOT).sitelinks == 40, "read at the same revision by a newer release"
+    book.read(replace(seen(2, *SLOT, "Q2"), sitelinks=41))
+    book.read(replace(seen(1, *SLOT, "Q2"), sitelinks=39), seen(3, *SLOT, "Q2"))
+    assert (book.fact(*SLOT).sitelinks, book.changes()) == (41, [])

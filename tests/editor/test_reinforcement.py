@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from knowing_model import CITIES, facts
 
-from editor import EditRequest, LanguageModel, Memit, MemitSettings, Preparation, ValueCache, WeightUpdate, fill, scores
+from editor import (
+    EditRequest,
+    LanguageModel,
+    Memit,
+    MemitSettings,
+    Preparation,
+    RequestInvalid,
+    ValueCache,
+    WeightUpdate,
+    fill,
+    scores,
+)
 from editor.covariance import covariance
 
 LAYERS = (2, 3, 4)
@@ -95,3 +107,19 @@ def test_progress_comes_to_its_end(trained: LanguageModel, tmp_path: Path, pushe
     memit.update([counterfacts(1)], progress=progress)
     assert seen[-1] == (2 + pushes, 2 + pushes)
     assert seen == sorted(seen)
+
+
+def test_a_stronger_request_takes_where_a_plain_one_does_not(trained: LanguageModel, tmp_path: Path) -> None:
+    requests = counterfacts(12)
+    plain = given(trained, editor(trained, tmp_path).update([requests]), requests)
+    missed = [request for request, taken in zip(requests, plain, strict=True) if not taken]
+    assert missed, "a test without a fact that fails proves nothing"
+    stronger = [replace(r, strength=1.0 if r not in missed else 3.0) for r in requests]
+    now = given(trained, editor(trained, tmp_path).update([stronger]), stronger)
+    assert sum(now) > sum(plain)
+
+
+@pytest.mark.parametrize("strength", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_strength_is_a_positive_number(strength: float) -> None:
+    with pytest.raises(RequestInvalid, match="strength"):
+        EditRequest("{} is in", "Rome", "Italy", strength=strength)

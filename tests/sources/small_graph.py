@@ -19,6 +19,7 @@ PREFIXES = """\
 @prefix wikibase: <http://wikiba.se/ontology#> .
 @prefix schema: <http://schema.org/> .
 @prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .
+@prefix skos: <http://www.w3.org/2004/02/skos/core#> .
 @prefix owl: <http://www.w3.org/2002/07/owl#> .
 @prefix xsd: <http://www.w3.org/2001/XMLSchema#> .
 """
@@ -53,17 +54,21 @@ class Graph:
     lines: list[str] = field(default_factory=list)
     count: int = 0
 
-    def item(self, qid: str, label: str | None, revision: int, modified: str) -> Graph:
+    def item(self, qid: str, label: str | None, revision: int, modified: str, *, sitelinks: int | None = None) -> Graph:
+        linked = "" if sitelinks is None else f" ; wikibase:sitelinks {sitelinks}"
         self.lines.append(
             f"wd:{qid} schema:version {revision} ; schema:dateModified "
-            f'"{datetime.fromisoformat(modified).isoformat()}Z"^^xsd:dateTime .'
+            f'"{datetime.fromisoformat(modified).isoformat()}Z"^^xsd:dateTime{linked} .'
         )
         return self if label is None else self.label(qid, label)
 
-    def label(self, qid: str, label: str, language: str = "en") -> Graph:
+    def label(self, qid: str, label: str, language: str = "en", predicate: str = "rdfs:label") -> Graph:
         quoted = "".join(c if c.isprintable() and c not in '"\\' else f"\\u{ord(c):04X}" for c in label)
-        self.lines.append(f'wd:{qid} rdfs:label "{quoted}"@{language} .')
+        self.lines.append(f'wd:{qid} {predicate} "{quoted}"@{language} .')
         return self
+
+    def alias(self, qid: str, name: str, language: str = "en") -> Graph:
+        return self.label(qid, name, language, "skos:altLabel")
 
     def says(self, qid: str, pid: str, value: str | None, rank: str = "Normal", **qualifiers: str) -> Graph:
         """One statement; ``value`` is Turtle, or None for "no value"; qualifiers are Turtle by P-id."""
@@ -96,7 +101,7 @@ class Graph:
 def albania() -> Graph:
     """A handover, several values, an unknown value, no value, and literals."""
     graph = Graph()
-    graph.item("Q222", "Albania", 1700, "2022-07-24T10:00:00")
+    graph.item("Q222", "Albania", 1700, "2022-07-24T10:00:00", sitelinks=312)
     graph.says("Q222", "P35", "wd:Q1", P580=time_literal("2012-07-24"), P582=time_literal("2017-07-24"))
     graph.says("Q222", "P35", "wd:Q2", P580=time_literal("2017-07-24"), P582=time_literal("2022-07-24"))
     graph.says("Q222", "P35", "wd:Q3", P580=time_literal("2022-07-24"))

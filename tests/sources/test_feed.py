@@ -291,6 +291,32 @@ def test_stamps_on_the_document(opened):
     assert by_slot(opened(graph, stamps=Stamps.ITEM).pages(None)) == {}
 
 
+@pytest.mark.parametrize(("stamps", "subject"), [(Stamps.ITEM, "wd:Q1"), (Stamps.DOCUMENT, "wdata:Q1")])
+def test_sitelinks_are_read_from_where_the_stamps_sit(opened, stamps, subject):
+    graph = Graph().says("Q1", "P35", "wd:Q1").says("Q1", "P6", "wd:Q1").label("Q1", "One")
+    graph.lines.append(
+        f"{subject} schema:about wd:Q1 ; schema:version 5 ; "
+        'schema:dateModified "2022-01-01T00:00:00Z"^^xsd:dateTime ; wikibase:sitelinks 41 .'
+    )
+    graph.lines.append("<https://en.wikipedia.org/wiki/One> schema:about wd:Q1 .")
+    found = by_slot(opened(graph, stamps=stamps).pages(None))
+    assert {seen.sitelinks for seen in found.values()} == {41}
+
+
+def test_two_counts_of_sitelinks_double_no_statement(opened):
+    graph = Graph().item("Q1", "One", 5, "2022-01-01", sitelinks=3).says("Q1", "P35", "wd:Q1")
+    graph.lines.append("wd:Q1 wikibase:sitelinks 4 .")
+    found = by_slot(opened(graph).pages(None))
+    assert (found["Q1", "P35"].sitelinks, found["Q1", "P35"].outcome) == (4, Outcome.VALUE)
+
+
+def test_sitelinks_of_the_wrong_shape(opened):
+    graph = Graph().item("Q1", "One", 5, "2022-01-01").says("Q1", "P35", "wd:Q1")
+    graph.lines.append('wd:Q1 wikibase:sitelinks "many" .')
+    with pytest.raises(BadAnswer, match="Q1 has 'many' sitelinks, no number"):
+        list(opened(graph).pages(None))
+
+
 def test_an_item_at_two_revisions_counts_at_the_newer(opened):
     graph = Graph().item("Q1", "One", 5, "2022-01-01").item("Q1", None, 6, "2022-01-02")
     found = by_slot(opened(graph.says("Q1", "P35", "wd:Q1")).pages(None))

@@ -64,7 +64,9 @@ ASKED = ["Q222", "Q99", "Q8", "Q41", "Q403"]
 @pytest.mark.parametrize("stamps", Stamps)
 def test_the_same_answers_about_items_asked_for(tmp_path, monkeypatch, chunk, filters, stamps):
     monkeypatch.setattr(rdflib, "NORMALIZE_LITERALS", False)
-    graph = albania_in_kinds()
+    graph = (
+        albania_in_kinds().alias("Q222", "Republic of Albania").alias("Q222", "Shqip\u00ebria", "sq").alias("Q8", "RKS")
+    )
     if stamps is Stamps.DOCUMENT:
         graph.lines = [
             re.sub(r"^wd:(Q\d+) schema:version", r"wdata:\1 schema:about wd:\1 ; schema:version", line)
@@ -83,7 +85,14 @@ def test_the_same_answers_about_items_asked_for(tmp_path, monkeypatch, chunk, fi
     labels = {(o.qid, o.pid): [value.label for value in o.values] for page in observed for o in page.observations}
     assert labels["Q41", "P571"] == ["1830"]
     assert labels["Q403", "P571"] == ["November 1817"]
+    assert {o.qid: o.sitelinks for page in observed for o in page.observations} == {
+        "Q222": 312,
+        "Q41": None,
+        "Q403": None,
+    }
     watched = [slot in labels for slot in (("Q403", "P6"), ("Q41", "P6"), ("Q403", "P47"))]
     assert watched == [True, not filters, not filters]
     assert list(there.pages(None)) == list(here.pages(None))
     assert there.names(ASKED) == here.names(ASKED) != {}
+    assert there.aliases(ASKED, 5) == here.aliases(ASKED, 5)
+    assert here.aliases(ASKED, 5)["Q222"] == ("Republic of Albania",)

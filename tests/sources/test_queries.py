@@ -21,9 +21,11 @@ def test_ids_that_are_none_never_enter_a_query(text):
     assert not is_qid(text)
     assert not is_pid(text.replace("Q", "P"))
     with pytest.raises(ValueError, match="not an item id"):
-        queries.statements([text], ["P35"])
+        queries.statements([text], ["P35"], Stamps.ITEM)
     with pytest.raises(ValueError, match="not an item id"):
         queries.labels([text], ["en"])
+    with pytest.raises(ValueError, match="not an item id"):
+        queries.aliases([text], ["en"])
     with pytest.raises(ValueError, match="not an item id"):
         queries.standing([text], Stamps.ITEM)
     with pytest.raises(ValueError, match="not an item id"):
@@ -33,16 +35,17 @@ def test_ids_that_are_none_never_enter_a_query(text):
     with pytest.raises(ValueError, match="not a property id"):
         queries.discovery({text.replace("Q", "P"): {}}, Stamps.ITEM, None, at("2022-01-01"), 10)
     with pytest.raises(ValueError, match="not a property id"):
-        queries.statements(["Q1"], [text.replace("Q", "P")])
+        queries.statements(["Q1"], [text.replace("Q", "P")], Stamps.ITEM)
 
 
 def _accepts(qid: str, pid: str) -> list[str]:
     """The texts of all queries that take the ids."""
     until, made = at("2022-01-01"), []
     for make in (
-        lambda: queries.statements([qid], ["P35"]),
-        lambda: queries.statements(["Q1"], [pid]),
+        lambda: queries.statements([qid], ["P35"], Stamps.ITEM),
+        lambda: queries.statements(["Q1"], [pid], Stamps.DOCUMENT),
         lambda: queries.labels([qid], ["en"]),
+        lambda: queries.aliases([qid], ["en"]),
         lambda: queries.discovery({pid: {}}, Stamps.ITEM, None, until, 10),
         lambda: queries.discovery({pid: {}}, Stamps.DOCUMENT, None, until, 10),
         lambda: queries.discovery({"P35": {pid: ["Q6256"]}}, Stamps.ITEM, None, until, 10),
@@ -75,6 +78,8 @@ def test_nothing_but_a_valid_id_enters_a_query(qid, pid):
 def test_language_tags_are_checked(tag):
     with pytest.raises(ValueError, match="not a lower-case language tag"):
         queries.labels(["Q1"], [tag])
+    with pytest.raises(ValueError, match="language tag"):
+        queries.aliases(["Q1"], [tag])
 
 
 def test_texts_are_plain_sparql():
@@ -85,8 +90,10 @@ def test_texts_are_plain_sparql():
             {"P35": {}, "P6": {"P31": ["Q1", "Q2"], "P17": ["Q3"]}}, Stamps.ITEM, cursor, at("2022-02-01"), 10
         ),
         queries.discovery({"P35": {}}, Stamps.DOCUMENT, None, at("2022-02-01"), 10),
-        queries.statements(["Q1", "Q2"], ["P35", "P6"]),
+        queries.statements(["Q1", "Q2"], ["P35", "P6"], Stamps.ITEM),
+        queries.statements(["Q1", "Q2"], ["P35", "P6"], Stamps.DOCUMENT),
         queries.labels(["Q1"], ["en", "mul"]),
+        queries.aliases(["Q1"], ["en", "mul"]),
         queries.kinds(["Q1"], ["P31", "P17"]),
         queries.precisions(["Q1"], ["P571", "P569"]),
         queries.standing(["Q1", "Q2"], Stamps.ITEM),

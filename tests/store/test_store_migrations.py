@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel, select
 
 from store import Database, DatabaseUnavailable, open_database, schema
-from store.tables import Change, Control
+from store.tables import Belief, Change, Control
 
 
 def tables(database: Database) -> set[str]:
@@ -111,7 +111,7 @@ def test_a_database_of_a_newer_release_is_refused(database: Database) -> None:
 
 def test_a_migration_may_not_leave_dangling_references(database: Database) -> None:
     with pytest.raises(DatabaseUnavailable, match="ledger"), database.migrating() as connection:
-        connection.exec_driver_sql("INSERT INTO ledger VALUES (7, 7)")
+        connection.exec_driver_sql("INSERT INTO ledger (version_id, edit_id, strength) VALUES (7, 7, 1.0)")
         schema.upgrade(connection)
     with database.migrating() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM ledger").scalar() == 0
@@ -154,3 +154,26 @@ def test_the_tables_can_be_made_on_postgresql() -> None:
     SQLModel.metadata.create_all(engine, checkfirst=False)
     assert any("CREATE UNIQUE INDEX ux_versions_promoted ON versions (state) WHERE" in s for s in statements)
     assert any("revision BIGINT NOT NULL" in s for s in statements)
+
+
+def test_beliefs_of_an_earlier_release_stay(tmp_path: Path) -> None:
+    with open_database(tmp_path / "state.db") as database:
+        with database.migrating() as connection:
+            schema.upgrade(connection, "0004")
+            connection.exec_driver_sql(
+                "INSERT INTO versions (id, state, base_digest, settings_digest, created_at)"
+                " VALUES (0, 'promoted', 'b', 's', '2026-03-01 00:00:00')"
+            )
+            connection.exec_driver_sql(
+                "INSERT INTO beliefs (version_id, qid, pid, belief, expected, answer, logprob_expected, measured_at)"
+                " VALUES (0, 'Q1', 'P6', 'other', 'Edi', 'Ilir', -2.5, '2026-03-01 00:00:00')"
+            )
+        database.migrate()
+        with database.transaction() as session:
+            (belief,) = session.exec(select(Belief))
+            assert (belief.expected, belief.logprob_expected, belief.rivals, belief.former) == ("Edi", -2.5, {}, None)
+            session.add(Belief(version_id=0, qid="Q2", pid="P6", belief="other", expected=None, answer="Ilir"))
+        with database.migrating() as connection:
+            schema.downgrade(connection, "0004")
+            left = connection.exec_driver_sql("SELECT qid, expected FROM beliefs").all()
+        assert left == [("Q1", "Edi")]  # what an earlier release could not have written is gone

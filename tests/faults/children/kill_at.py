@@ -22,7 +22,7 @@ POINTS = {
     "in the seal before the rename": ("store.artifacts", "ArtifactStore._install", BEFORE),
     "after the seal": ("store.artifacts", "ArtifactStore.seal", AFTER),
     "in the edit before its commit": ("daemon.edit", "advance", AFTER),
-    "in validate with the model loaded": ("daemon.measure", "readings", BEFORE),
+    "in validate with the model loaded": ("daemon.respondent", "readings", BEFORE),
     "in validate before its commit": ("daemon.validate", "advance", AFTER),
     "in promote before its commit": ("daemon.promote", "advance", AFTER),
     "before the link's swap": ("daemon.publishers.directory", "point_current", BEFORE),
