@@ -1,9 +1,11 @@
 """Mass editing of facts in any supported causal language model; knows nothing of sources, databases or schedules."""
 
+from editor.adapter import write_peft_adapter
 from editor.base import write_base
 from editor.calibration import Calibration, calibrate
 from editor.checkpoint import write_version
 from editor.errors import (
+    AdapterImpossible,
     CovarianceTooSmall,
     EditorError,
     Interrupted,
@@ -28,6 +30,7 @@ from editor.trials import KnownFact
 from editor.value_cache import ValueCache
 
 __all__ = [
+    "AdapterImpossible",
     "Calibration",
     "CovarianceTooSmall",
     "EditRequest",
@@ -69,5 +72,6 @@ __all__ = [
     "settings_for",
     "silent",
     "write_base",
+    "write_peft_adapter",
     "write_version",
 ]

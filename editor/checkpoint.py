@@ -44,7 +44,7 @@ def write_version(
         ModelUnavailable: the base lacks an updated tensor.
         NumericalFailure: an updated tensor is not finite.
     """
-    shard_of = _shards(base)
+    shard_of = shards(base)
     unknown = sorted(set(updates) - set(shard_of))
     if unknown:
         raise ModelUnavailable(f"{base} has no tensor {unknown[0]}: prepare the base again")
@@ -60,7 +60,7 @@ def write_version(
     return linked
 
 
-def _shards(base: Path) -> dict[str, str]:
+def shards(base: Path) -> dict[str, str]:
     """Shard file by parameter name."""
     if (base / INDEX).is_file():
         weight_map: dict[str, str] = json.loads((base / INDEX).read_text("utf-8"))["weight_map"]

@@ -7,6 +7,7 @@ EditorError
 ├── RequestInvalid        one edit request cannot be written (empty target, no subject in the prompt, ...)
 ├── CovarianceTooSmall    the text was too short for a well-conditioned solve
 ├── NumericalFailure      a non-finite value appeared
+├── AdapterImpossible     a version cannot be told as a LoRA adapter of its base
 └── Interrupted           the caller asked to stop; everything finished so far is in the cache
 
 Every message is one line and says what to do next.
@@ -39,6 +40,10 @@ class CovarianceTooSmall(EditorError):
 
 class NumericalFailure(EditorError):
     """A non-finite value appeared in the optimisation or the solve."""
+
+
+class AdapterImpossible(EditorError):
+    """A version cannot be told as a LoRA adapter of its base."""
 
 
 class Interrupted(EditorError):
