@@ -115,15 +115,22 @@ def _differences(base_dir: Path, version_dir: Path) -> Iterator[tuple[str, Tenso
 def _decompose(before: Tensor, after: Tensor) -> tuple[int, Tensor, Tensor]:
     """Rank, ``A [n, d_ff]`` and ``B [d, n]`` with ``B A`` the difference of two ``[d, d_ff]`` tensors, float64.
 
-    The rank counts the singular values above the largest that rounding alone would have. Rounding errors are uniform
-    within half a unit in the last place, ``ulp / sqrt(12)`` in the root mean square; the largest singular value of such
-    a matrix is ``(sqrt(d) + sqrt(d_ff))`` times that (Davidson and Szarek 2001).
+    The rank counts the singular values above the largest that rounding alone would have: the update's to float32 and
+    the sum's to the saved dtype. Their errors are uniform within half a unit in the last place, ``ulp / sqrt(12)`` in
+    the root mean square; the largest singular value of such a matrix is about ``sqrt(d) + sqrt(d_ff)`` times that
+    (Davidson and Szarek 2001).
     """
-    left, values, right = torch.linalg.svd(after.double() - before.double(), full_matrices=False)
-    ulp = after.double().abs() * torch.finfo(after.dtype).eps
-    noise = float(ulp.square().mean().div(12).sqrt()) * sum(size**0.5 for size in after.shape)
+    difference = after.double() - before.double()
+    left, values, right = torch.linalg.svd(difference, full_matrices=False)
+    squares = (_ulp(after, after.dtype).square() + _ulp(difference, torch.float32).square()).mean() / 12
+    noise = float(squares.sqrt()) * sum(size**0.5 for size in after.shape)
     root = values.sqrt()
     return max(1, int((values > noise).sum())), root.unsqueeze(1) * right, left * root
+
+
+def _ulp(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Unit in the last place of each number as a number of that type, or up to twice that; float64."""
+    return tensor.double().abs() * torch.finfo(dtype).eps
 
 
 def _nothing(base_dir: Path, architecture: Architecture) -> tuple[int, Tensor, Tensor]:
