@@ -100,12 +100,14 @@ def _end(runtime: Runtime, session: Session, cycle_id: int, trials: Trials, foun
 
 def _discard(runtime: Runtime, cycle_id: int) -> None:
     """Delete the files of trials that were not chosen; what was measured of them stays."""
-    with runtime.database.read() as session:
+    with runtime.database.transaction() as session:
         chosen = current_cycle(session, cycle_id).candidate_id
         trials = select(Version).join(Trial, col(Trial.version_id) == col(Version.id))
         rejected = session.exec(
             trials.where(Trial.cycle_id == cycle_id, Version.id != chosen, Version.state == VersionState.REJECTED)
         ).all()
+        for version in rejected:
+            version.path = None
     for version in rejected:
         runtime.artifacts.remove(version.id)
 

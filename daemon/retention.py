@@ -49,8 +49,9 @@ def prune(runtime: Runtime) -> None:
     with runtime.database.read() as session:
         needed = _needed(runtime, session)
         over = select(Version).where(col(Version.state).in_((VersionState.RETIRED, VersionState.REJECTED)))
-        spare = [v for v in session.exec(over.order_by(col(Version.id).desc())) if v.id not in needed][keep:]
-        doomed = [v.id for v in spare if v.path is not None or runtime.artifacts.path(v.id).exists()]
+        spare = [v.id for v in session.exec(over.order_by(col(Version.id).desc())) if v.id not in needed]
+        # Trials lost their files when their cycle ended, and take no place from versions to roll back to.
+        doomed = [number for number in spare if runtime.artifacts.path(number).exists()][keep:]
     if not doomed:
         return
     # The row first: a kill between the two leaves files that the next round removes.

@@ -194,7 +194,17 @@ def test_what_a_target_has_stays(tell: Callable[[str], Story]) -> None:
     # A rejected one takes the only place that is free.
     with story.runtime.database.transaction() as session:
         session.add(Version(id=3, state=VersionState.REJECTED, base_digest="b", settings_digest="s"))
+    (story.state / "versions" / "v3").mkdir()
     publish(story, 2)
+    assert names(story.state / "versions") == ["v0", "v1", "v2", "v3"]
+
+
+def test_a_trial_without_files_takes_no_place(tell: Callable[[str], Story]) -> None:
+    story = tell("keep = 1\n")
+    with story.runtime.database.transaction() as session:
+        session.add(Version(id=3, state=VersionState.REJECTED, base_digest="b", settings_digest="s"))
+        session.get_one(Version, 2).parent_id = 0
+    publish(story, 1, 2)
     assert names(story.state / "versions") == ["v0", "v1", "v2"]
 
 
