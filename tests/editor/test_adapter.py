@@ -29,7 +29,7 @@ from editor.adapter import CONFIG, WEIGHTS
 from editor.architectures import architecture_of
 from editor.covariance import covariance
 
-peft = pytest.importorskip("peft", reason="the adapter is checked in peft: pip install 'factsyncd[export]'")
+peft = pytest.importorskip("peft", reason="the adapter is checked in peft: pip install 'factsyncd[dev]'")
 
 FACTS = [
     EditRequest("The head of state of {} is", "Albania", "Bajram Begaj"),
